@@ -1,0 +1,47 @@
+# `make` alone lists the targets. Everything runs in .venv, which `setup` makes from pyproject.toml and constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# A moved or copied tree brings scripts that point at the old place: set it up anew.
+$(shell test "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" || rm -f $(STAMP))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-fast check bench clean
+
+help: ## list the targets
+	@echo "usage: make TARGET [PYTHON=python3.12]"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## make .venv and install llmkit with its demo and development tools
+
+run: setup ## run the quickstart: data, fine-tune, quantize, export, evaluate
+	$(BIN)/llmkit run quickstart
+
+test: check ## check, then every test, the slow ones included (minutes)
+	$(BIN)/pytest
+
+test-fast: setup ## the tests that need no real model
+	$(BIN)/pytest -m "not slow"
+
+check: setup ## ruff, mypy and the import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup ## run the benchmarks one after another
+	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+clean: ## remove .venv and the tools' caches; runs/ stays
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find llmkit tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is written last. While it is missing, what .venv holds may be half an installation and goes.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	  echo "llmkit needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1 || :). Try: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 1; }
+	@if [ -e $@ ]; then rm $@; else rm -rf .venv; $(PYTHON) -m venv .venv; fi
+	@echo "installing into .venv (minutes the first time)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	@echo "$(CURDIR)" > $@

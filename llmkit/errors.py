@@ -1,0 +1,56 @@
+"""What can go wrong, as the user should read it. Knows nothing of how it is printed; only `cli.py` prints.
+
+LlmkitError            what, where, next
+├── UsageError      2  a wrong option, a step with nothing to read
+│   ├── RecipeError 2  a recipe or `--set` that does not fit the schema
+│   └── DataError   2  a data file or dataset that cannot be used
+├── GateError       1  a measured number fell short of what the recipe demands
+├── MachineError    3  the environment failed: memory, disk, a missing extra, a hub out of reach
+└── FidelityError   3  a hand-over that failed its proof; nothing was published
+"""
+
+
+class LlmkitError(Exception):
+    """One failure in three lines: what happened, where, and what to do next.
+
+    `where` and `next` may be empty; `exit_code` is the process's exit status.
+    """
+
+    exit_code = 3
+
+    def __init__(self, what: str, *, where: str = "", next: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.next = next
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.what, self.where, self.next))
+
+
+class UsageError(LlmkitError):
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    pass
+
+
+class DataError(UsageError):
+    pass
+
+
+class GateError(LlmkitError):
+    exit_code = 1
+
+
+class MachineError(LlmkitError):
+    exit_code = 3
+
+
+class FidelityError(LlmkitError):
+    exit_code = 3
+
+
+def _rebuild(kind: type[LlmkitError], what: str, where: str, next: str) -> LlmkitError:
+    return kind(what, where=where, next=next)
