@@ -1,0 +1,305 @@
+"""The commands and the one error boundary. Imports stdlib and typer alone: `--help` must not wait for anything else.
+
+stdout carries results, stderr carries talk. Exit codes: 0 done; 1 a gate failed; 2 usage, recipe or data error; 3 the
+environment or a proof failed; 130 interrupted.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from llmkit import errors, progress
+
+if TYPE_CHECKING:
+    from llmkit.commands import Result
+
+app = typer.Typer(
+    help="Dialogues in; a tested, quantized chat model out.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+recipes_app = typer.Typer(help="The recipes that ship with llmkit.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a bundled recipe's name.")]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", "-r", help="A recipe file or a bundled recipe's name. Default: ./llmkit.yaml, else the last one run here."
+    ),
+]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable.")]
+Workspace = Annotated[Path, typer.Option("--workspace", help="The folder that holds the runs.")]
+Force = Annotated[bool, typer.Option("--force", help="Run even what is fresh; replace an --output that llmkit wrote.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; warnings and errors only.")]
+Output = Annotated[Path | None, typer.Option("--output", help="With --input: the folder to write.")]
+Model = Annotated[str | None, typer.Option("--model", help="The base: a hub id, modelscope:ID, ./path or demo:gemma-3-270m.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="An artifact's folder.")]
+
+RUNS = Path("runs")
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    set_: Overrides = None,
+    workspace: Workspace = RUNS,
+    force: Force = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a recipe's whole chain; what is fresh is skipped."""
+    _do(lambda c: c.run(recipe, set_ or [], workspace, force=force), json_=json_, quiet=quiet)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="As for run; default as for the steps.")] = None,
+    set_: Overrides = None,
+    workspace: Workspace = RUNS,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what would run, and why; nothing is run or fetched."""
+    _do(lambda c: c.plan(recipe, set_ or [], workspace), json_=json_, quiet=quiet)
+
+
+@app.command()
+def clean(
+    recipe: RecipeOption = None,
+    set_: Overrides = None,
+    workspace: Workspace = RUNS,
+    input_: Annotated[str | None, typer.Option("--input", help="Clean this file, folder or glob alone.")] = None,
+    output: Output = None,
+    min_turns: Annotated[int | None, typer.Option("--min-turns", help="Fewest messages in a dialogue.")] = None,
+    max_chars: Annotated[int | None, typer.Option("--max-chars", help="Most characters in a message.")] = None,
+    force: Force = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Filter, deduplicate and split raw dialogues."""
+    flags = _flags({"clean.min_turns": min_turns, "clean.max_chars": max_chars})
+    alone = {"given": input_, "output": output}
+    _step("clean", recipe, set_, flags, workspace, alone=alone, force=force, json_=json_, quiet=quiet)
+
+
+@app.command()
+def finetune(
+    recipe: RecipeOption = None,
+    set_: Overrides = None,
+    workspace: Workspace = RUNS,
+    input_: Annotated[str | None, typer.Option("--input", help="Train on this dataset folder alone.")] = None,
+    output: Output = None,
+    model: Model = None,
+    objective: Annotated[str | None, typer.Option("--objective", help="sft or orpo.")] = None,
+    force: Force = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a LoRA adapter."""
+    flags = _flags({"finetune.objective": objective, "model": model})
+    alone = {"given": input_, "output": output, "model": model}
+    _step("finetune", recipe, set_, flags, workspace, alone=alone, force=force, json_=json_, quiet=quiet)
+
+
+@app.command()
+def merge(
+    recipe: RecipeOption = None,
+    set_: Overrides = None,
+    workspace: Workspace = RUNS,
+    input_: Annotated[str | None, typer.Option("--input", help="Merge this adapter folder alone.")] = None,
+    output: Output = None,
+    model: Model = None,
+    force: Force = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Merge the adapter into its base."""
+    flags = _flags({"model": model})
+    alone = {"given": input_, "output": output, "model": model}
+    _step("merge", recipe, set_, flags, workspace, alone=alone, force=force, json_=json_, quiet=quiet)
+
+
+@app.command()
+def quantize(
+    recipe: RecipeOption = None,
+    set_: Overrides = None,
+    workspace: Workspace = RUNS,
+    input_: Annotated[str | None, typer.Option("--input", help="Quantize this model folder alone.")] = None,
+    output: Output = None,
+    bits: Annotated[int | None, typer.Option("--bits", help="8 (LLM.int8) or 4 (NF4). Default: what the recipe lists.")] = None,
+    force: Force = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write bitsandbytes INT8 and 4-bit checkpoints."""
+    flags = [] if bits is None else [f"quantize=[{{bits: {bits}}}]"]
+    alone = {"given": input_, "output": output}
+    _step("quantize", recipe, set_, flags, workspace, alone=alone, force=force, json_=json_, quiet=quiet)
+
+
+@app.command()
+def export(
+    recipe: RecipeOption = None,
+    set_: Overrides = None,
+    workspace: Workspace = RUNS,
+    input_: Annotated[str | None, typer.Option("--input", help="Export this model folder alone.")] = None,
+    output: Output = None,
+    type_: Annotated[list[str] | None, typer.Option("--type", help="f16, q8_0, q5_k_m, q4_k_m or q4_0; repeatable.")] = None,
+    force: Force = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write GGUF files that llama.cpp reads as the model speaks."""
+    flags = [f"export.types={json.dumps(type_)}"] if type_ else []
+    alone = {"given": input_, "output": output}
+    _step("export", recipe, set_, flags, workspace, alone=alone, force=force, json_=json_, quiet=quiet)
+
+
+@app.command("eval")
+def evaluate(
+    recipe: RecipeOption = None,
+    set_: Overrides = None,
+    workspace: Workspace = RUNS,
+    input_: Annotated[str | None, typer.Option("--input", help="Measure this model folder alone; needs --data.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="With --input: a dataset folder with test.jsonl.")] = None,
+    predictions: Annotated[Path | None, typer.Option("--predictions", help='Score these texts: lines {"id", "text"}.')] = None,
+    references: Annotated[Path | None, typer.Option("--references", help="With --predictions: what they should be.")] = None,
+    output: Output = None,
+    force: Force = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure base, merged, quantized and GGUF, each in its own runtime."""
+    if predictions or references:
+        if not (predictions and references and output):
+            _usage("--predictions, --references and --output go together")
+        _do(lambda c: c.score(predictions, references, output, force=force), json_=json_, quiet=quiet)
+        return
+    alone = {"given": input_, "output": output, "data": data}
+    _step("eval", recipe, set_, [], workspace, alone=alone, force=force, json_=json_, quiet=quiet)
+
+
+@recipes_app.command("list")
+def recipes_list(json_: Json = False) -> None:
+    """Name the bundled recipes."""
+    _do(lambda c: c.list_recipes(), json_=json_, quiet=False)
+
+
+@recipes_app.command("show")
+def recipes_show(recipe: RecipeName, json_: Json = False) -> None:
+    """Print a recipe."""
+    _do(lambda c: c.show_recipe(recipe), json_=json_, quiet=False)
+
+
+@app.command()
+def validate(recipe: RecipeName, json_: Json = False) -> None:
+    """Check a recipe without running anything."""
+    _do(lambda c: c.validate(recipe), json_=json_, quiet=False)
+
+
+@app.command()
+def inspect(folder: Folder, json_: Json = False) -> None:
+    """Show what an artifact is, what it was made of and what was measured."""
+    _do(lambda c: c.inspect(folder), json_=json_, quiet=False)
+
+
+@app.command()
+def verify(folder: Folder, json_: Json = False) -> None:
+    """Hash an artifact's files (or those of every artifact in a folder) again."""
+    _do(lambda c: c.verify(folder), json_=json_, quiet=False)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="llmkit")
+
+
+def _step(
+    verb: str,
+    recipe: str | None,
+    set_: list[str] | None,
+    flags: list[str],
+    workspace: Path,
+    *,
+    alone: "dict[str, Any]",
+    force: bool,
+    json_: bool,
+    quiet: bool,
+) -> None:
+    """A step within a recipe, or alone where --input is given."""
+    if bool(alone["given"]) != bool(alone["output"]):
+        _usage("--input and --output go together")
+    if alone["given"]:
+        _do(lambda c: c.alone(c.Alone(verb, **alone), recipe, [*(set_ or []), *flags], force=force), json_=json_, quiet=quiet)
+    else:
+        _do(lambda c: c.step(verb, recipe, set_ or [], workspace, flags=flags, force=force), json_=json_, quiet=quiet)
+
+
+def _flags(values: dict[str, object]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
+
+
+def _do(command: "Callable[[Any], Result]", *, json_: bool, quiet: bool) -> None:
+    """Run a command of `llmkit.commands`, print its result, and turn whatever it raises into an exit code."""
+    try:
+        from llmkit import commands
+
+        progress.hush_libraries()
+        progress.install(_sink(quiet=quiet))
+        result = command(commands)
+        typer.echo(json.dumps(result.data, ensure_ascii=False) if json_ else result.text)
+    except errors.LlmkitError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what was finished is kept, run again to go on", err=True)
+        raise SystemExit(130) from None
+    except MemoryError:
+        _fail(errors.MachineError("out of memory", next="free some, or use a smaller model or batch"))
+    except BrokenPipeError:
+        # Whoever read stdout has gone; there is no one left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(3) from None
+    except OSError as error:
+        _fail(
+            errors.MachineError(
+                error.strerror or str(error), where=str(error.filename or ""), next="free the disk or mend the permissions"
+            )
+        )
+    except Exception as error:  # noqa: BLE001 - the one boundary
+        _fail(_bug(error))
+
+
+def _sink(*, quiet: bool) -> progress.Sink:
+    from llmkit.report import console
+
+    if quiet:
+        return console.Quiet()
+    return console.Live() if sys.stderr.isatty() else console.Plain()
+
+
+def _fail(error: errors.LlmkitError) -> NoReturn:
+    where = f"{error.where}: " if error.where else ""
+    then = f"; {error.next}" if error.next else ""
+    typer.echo(f"error: {where}{error.what}{then}", err=True)
+    raise SystemExit(error.exit_code)
+
+
+def _usage(what: str) -> NoReturn:
+    _fail(errors.UsageError(what, next="see --help"))
+
+
+def _bug(error: Exception) -> errors.LlmkitError:
+    """A mistake of ours, told in one line; the traceback goes to a file."""
+    with tempfile.NamedTemporaryFile("w", prefix="llmkit-", suffix=".log", delete=False, encoding="utf-8") as log:
+        traceback.print_exception(error, file=log)
+    return errors.LlmkitError(f"llmkit has a bug: {type(error).__name__}: {error}", next=f"please report it with {log.name}")

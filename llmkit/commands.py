@@ -1,0 +1,342 @@
+"""What each command does, as values: text for a person, data for a machine. Prints nothing; `cli.py` does."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmkit import artifact, origin, pipeline, progress, recipe
+from llmkit.artifact import Artifact, Kind
+from llmkit.errors import DataError, FidelityError, RecipeError, UsageError
+from llmkit.pipeline import Done, Node, Planned
+from llmkit.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command found: `text` for stdout, or `data` as one JSON object under --json."""
+
+    text: str
+    data: Mapping[str, Any]
+
+
+def run(name: str, overrides: Sequence[str], workspace: Path, *, force: bool) -> Result:
+    """The whole chain of a recipe."""
+    chosen = recipe.load(recipe.find(name), overrides)
+    _remember(workspace, name, overrides)
+    return _execute(chosen, workspace, targets=None, force=force)
+
+
+def step(
+    verb: str, name: str | None, overrides: Sequence[str], workspace: Path, *, flags: Sequence[str], force: bool
+) -> Result:
+    """One step of a recipe, its stale inputs first. `flags`: overrides of this command alone, not remembered."""
+    given, kept = _recall(workspace, name, overrides)
+    chosen = recipe.load(recipe.find(given), [*kept, *flags])
+    _remember(workspace, given, kept)
+    targets = [node.name for node in pipeline.lay_out(chosen).nodes if verb == node.step.VERB]
+    if not targets:
+        raise UsageError(
+            f"the recipe {chosen.name} has no {verb} step", where=given, next=f"add a `{verb}:` section, or use --input"
+        )
+    return _execute(chosen, workspace, targets=targets, force=force)
+
+
+def plan(name: str | None, overrides: Sequence[str], workspace: Path) -> Result:
+    """A verdict and a reason for every step; nothing is run, fetched or remembered."""
+    given, kept = _recall(workspace, name, overrides)
+    chosen = recipe.load(recipe.find(given), kept)
+    chain = pipeline.lay_out(chosen)
+    planned = pipeline.plan(chain, workspace / chosen.name)
+    width = max(len(one.node.name) for one in planned)
+    missing = [found.label for found in chain.origins.values() if not found.ready]
+    lines = [f"{one.node.name:<{width}}  {'fresh' if one.fresh else f'runs: {one.reason}'}" for one in planned]
+    lines += [f"{'':<{width}}  to be fetched first: {label}" for label in missing]
+    return Result("\n".join(lines), {"recipe": chosen.name, "steps": [_verdict(one) for one in planned], "to_fetch": missing})
+
+
+def validate(name: str) -> Result:
+    """Keys, types, and that what the recipe names is there."""
+    chosen = recipe.load(recipe.find(name))
+    nodes = [node.name for node in pipeline.lay_out(chosen).nodes]
+    return Result(f"{chosen.name}: valid; steps: {', '.join(nodes)}", {"recipe": chosen.name, "steps": nodes})
+
+
+def list_recipes() -> Result:
+    """The bundled recipes, each with the first line of its comment."""
+    found = {name: path.read_text("utf-8").splitlines()[0].lstrip("# ") for name, path in recipe.bundled().items()}
+    width = max(map(len, found))
+    return Result("\n".join(f"{name:<{width}}  {line}" for name, line in found.items()), found)
+
+
+def show_recipe(name: str) -> Result:
+    """A recipe as it is written."""
+    path = recipe.find(name)
+    text = path.read_text("utf-8")
+    return Result(text.rstrip("\n"), {"path": str(path), "text": text})
+
+
+def inspect(folder: Path) -> Result:
+    """What an artifact says of itself."""
+    found = artifact.expect(folder, *Kind)
+    manifest = found.manifest
+    lines = [
+        f"{manifest.kind} made by {manifest.step}, {found.size_bytes / 1e6:.1f} MB, fingerprint {manifest.fingerprint[:16]}"
+    ]
+    lines += [f"input {role}: {fingerprint[:16]}" for role, fingerprint in manifest.inputs.items()]
+    lines += [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in manifest.facts.items()]
+    return Result("\n".join(lines), json.loads((folder / artifact.MANIFEST).read_text("utf-8")))
+
+
+def verify(folder: Path) -> Result:
+    """Hash every file of an artifact, or of every artifact below `folder`, again.
+
+    Raises:
+        UsageError: there is no artifact.
+        FidelityError: a file is missing, changed or unknown.
+    """
+    folders = [folder] if artifact.load(folder) else sorted(path.parent for path in folder.glob(f"*/{artifact.MANIFEST}"))
+    found = [artifact.expect(one, *Kind) for one in folders] or [artifact.expect(folder, *Kind)]
+    problems = [f"{one.path}: {problem}" for one in found for problem in artifact.verify(one)]
+    if problems:
+        raise FidelityError(
+            "; ".join(problems), where=str(folder), next="run the recipe again with --force, or restore the files"
+        )
+    count = sum(len(one.manifest.files) for one in found)
+    return Result(f"{len(found)} artifacts, {count} files: all as recorded", {"artifacts": len(found), "files": count})
+
+
+def score(predictions: Path, references: Path, output: Path, *, force: bool) -> Result:
+    """`llmkit eval --predictions P --references R --output DIR`: scores of texts alone."""
+    from llmkit.steps import eval as evaluation
+
+    report = evaluation.score_files(predictions, references)
+    _claim(output, force=force)
+    output.mkdir(parents=True)
+    artifact.write_json(output / "report.json", report)
+    lines = [f"{name:<7} {value:6.2f}" for name, value in report["metrics"].items()]
+    lines += [f"{name}: {signature}" for name, signature in report["signatures"].items()]
+    return Result("\n".join([*lines, f"{report['n_samples']} samples"]), report)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A step to be run on what no recipe made."""
+
+    verb: str
+    given: str
+    output: Path
+    model: str | None = None
+    data: str | None = None
+
+
+def alone(job: Alone, name: str | None, overrides: Sequence[str], *, force: bool) -> Result:
+    """One step with `--input` and `--output`; its settings are the recipe's, if one is named, else the defaults."""
+    node, inputs = _ALONE[job.verb](job, _settings(job, name, overrides))
+    config = node.config.model_dump(mode="json")
+    fingerprint = artifact.digest(job.verb, node.step.REVISION, config, {role: one.fingerprint for role, one in inputs.items()})
+    known = artifact.load(job.output)
+    if known and known.fingerprint == fingerprint and not force:
+        return _published(job, known, fresh=True)
+    _claim(job.output, force=force)
+    node.check()
+    return _published(
+        job, pipeline.build(node.step, node.config, inputs, folder=job.output, fingerprint=fingerprint), fresh=False
+    )
+
+
+def _published(job: Alone, made: Artifact, *, fresh: bool) -> Result:
+    data = {"step": job.verb, "path": str(job.output), "fresh": fresh, "facts": dict(made.facts), **_report_of(made)}
+    lines = [f"{job.verb}: {'fresh, nothing to do' if fresh else 'done'}; {job.output}"]
+    if "report" in data:
+        lines.append(_table(data["report"]))
+    return Result("\n".join(lines), data)
+
+
+def _claim(output: Path, *, force: bool) -> None:
+    """Make sure that `output` may be written: never over what is there, unless forced and llmkit's own."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        if output.exists():
+            output.rmdir()
+        return
+    ours = artifact.load(output) is not None or (output / "report.json").is_file()
+    if not force or not ours:
+        hint = "name another --output" + (", or --force to replace it" if ours else "")
+        raise UsageError("the output is there already", where=str(output), next=hint)
+    if artifact.load(output) is None:
+        shutil.rmtree(output)
+
+
+def _settings(job: Alone, name: str | None, overrides: Sequence[str]) -> Recipe:
+    """A whole recipe around the one step, so that its settings are checked by the same schema."""
+    raw: dict[str, Any] = {}
+    where = "the command line"
+    if name:
+        path = recipe.find(name)
+        where = str(path)
+        found, _ = recipe.parse(path.read_text("utf-8"), where=where)
+        if not isinstance(found, dict):
+            raise RecipeError("a recipe is a mapping of keys to values", where=where)
+        raw = found
+    recipe.override(raw, overrides)
+    raw.setdefault("name", "alone")
+    raw.setdefault("model", job.model or "demo:gemma-3-270m")
+    data = raw.get("data")
+    raw["data"] = {**(data if isinstance(data, dict) else {}), "sources": [{"path": job.given}]}
+    raw.setdefault(job.verb, {})
+    return recipe.validate(Recipe, raw, where=where)
+
+
+def _clean_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifact]]:
+    chain = pipeline.lay_out(settings.model_copy(update={"finetune": None, "export": None, "eval": None, "quantize": ()}))
+    return chain.nodes[0], {role: _here(chain.origins[name]) for role, name in chain.nodes[0].inputs.items()}
+
+
+def _finetune_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifact]]:
+    from llmkit.steps import finetune
+
+    assert settings.finetune
+    dataset, base = _dataset(Path(job.given)), _base(job)
+    config = settings.finetune
+    seeded = config if config.seed is not None else config.model_copy(update={"seed": settings.seed})
+    node = Node("finetune", finetune, seeded, {}, lambda: finetune.check(seeded, base.path))
+    return node, {"dataset": dataset, "base": base}
+
+
+def _merge_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifact]]:
+    from llmkit.steps import merge
+
+    adapter = _folder(Path(job.given), Kind.ADAPTER, "adapter_config.json")
+    return Node("merge", merge, settings.merge, {}), {"adapter": adapter, "base": _base(job)}
+
+
+def _quantize_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifact]]:
+    from llmkit.steps import quantize
+
+    if len(settings.quantize) != 1:
+        raise UsageError("quantize alone makes one checkpoint", next="say --bits 8 or --bits 4")
+    return Node("quantize", quantize, settings.quantize[0], {}), {"model": _folder(Path(job.given), Kind.MODEL, "config.json")}
+
+
+def _export_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifact]]:
+    from llmkit.steps import export
+
+    assert settings.export
+    model = _folder(Path(job.given), Kind.MODEL, "config.json")
+    node = Node("export", export, settings.export, {}, lambda: export.check(model.path / "config.json"))
+    return node, {"model": model}
+
+
+def _eval_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifact]]:
+    from llmkit.steps import eval as evaluation
+
+    assert settings.eval
+    if not job.data:
+        raise UsageError("eval alone needs --data, a dataset folder with test.jsonl", next="make one with `llmkit clean`")
+    model = _folder(Path(job.given), Kind.MODEL, "config.json")
+    return Node("eval", evaluation, settings.eval, {}), {"dataset": _dataset(Path(job.data)), "base": model}
+
+
+_ALONE: Mapping[str, Callable[[Alone, Recipe], tuple[Node, dict[str, Artifact]]]] = {
+    "clean": _clean_alone,
+    "finetune": _finetune_alone,
+    "merge": _merge_alone,
+    "quantize": _quantize_alone,
+    "export": _export_alone,
+    "eval": _eval_alone,
+}
+
+
+def _base(job: Alone) -> Artifact:
+    if not job.model:
+        raise UsageError(f"{job.verb} alone needs --model, the base", next="for example --model demo:gemma-3-270m")
+    return _here(origin.model(job.model))
+
+
+def _here(found: origin.Origin) -> Artifact:
+    return found.ready or found.fetch()
+
+
+def _dataset(folder: Path) -> Artifact:
+    return _folder(folder, Kind.DATASET, "train.jsonl" if (folder / "train.jsonl").exists() else "test.jsonl")
+
+
+def _folder(folder: Path, kind: Kind, needs: str) -> Artifact:
+    """An artifact of ours, or any folder that holds the file which makes it one."""
+    known = artifact.load(folder)
+    if known:
+        return artifact.expect(folder, kind)
+    if not (folder / needs).is_file():
+        raise DataError(
+            f"this is no {kind} folder: it has no {needs}" if folder.is_dir() else f"no such {kind} folder", where=str(folder)
+        )
+    return artifact.foreign(folder, kind, cache_folder=origin.cache_folder())
+
+
+def _execute(chosen: Recipe, workspace: Path, *, targets: Sequence[str] | None, force: bool) -> Result:
+    done = pipeline.execute(chosen, workspace / chosen.name, targets=targets, force=force, report=_tell)
+    data: dict[str, Any] = {"recipe": chosen.name, "folder": str(workspace / chosen.name)}
+    data["steps"] = [_outcome(one) for one in done]
+    last = done[-1].artifact
+    data |= _report_of(last)
+    lines = [_table(data["report"])] if "report" in data else []
+    ran = sum(one.seconds > 0 for one in done)
+    lines.append(f"{chosen.name}: {ran} of {len(done)} steps run, the rest was fresh; {last.path}")
+    return Result("\n".join(lines), data)
+
+
+def _tell(done: Done) -> None:
+    state = f"done in {done.seconds:.1f} s" if done.seconds else "fresh"
+    progress.note(f"{done.planned.node.name}: {state}")
+
+
+def _outcome(done: Done) -> dict[str, Any]:
+    return {**_verdict(done.planned), "seconds": done.seconds, "facts": dict(done.artifact.facts)}
+
+
+def _verdict(one: Planned) -> dict[str, Any]:
+    return {
+        "name": one.node.name,
+        "fresh": one.fresh,
+        "reason": one.reason,
+        "path": str(one.folder),
+        "fingerprint": one.fingerprint,
+    }
+
+
+def _report_of(made: Artifact) -> dict[str, Any]:
+    if made.manifest.kind is not Kind.REPORT:
+        return {}
+    return {"report": json.loads((made.path / "report.json").read_text("utf-8"))}
+
+
+def _table(report: Mapping[str, Any]) -> str:
+    from llmkit.report import table
+
+    return table.render(report, width=shutil.get_terminal_size((100, 24)).columns, color=False)
+
+
+def _remember(workspace: Path, name: str, overrides: Sequence[str]) -> None:
+    workspace.mkdir(parents=True, exist_ok=True)
+    path = Path(name)
+    kept = str(path.resolve()) if path.is_file() else name
+    artifact.write_json(workspace / "last.json", {"recipe": kept, "set": list(overrides)})
+
+
+def _recall(workspace: Path, name: str | None, overrides: Sequence[str]) -> tuple[str, list[str]]:
+    """The recipe to use and its overrides: the one named, ./llmkit.yaml, or the last one run here with what it was run with."""
+    if name:
+        return name, list(overrides)
+    if Path("llmkit.yaml").is_file():
+        progress.note("recipe: ./llmkit.yaml")
+        return "llmkit.yaml", list(overrides)
+    try:
+        last = json.loads((workspace / "last.json").read_text("utf-8"))
+        given, kept = str(last["recipe"]), [str(one) for one in last["set"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        raise UsageError("which recipe?", next="say --recipe NAME, for example --recipe quickstart") from None
+    shown = "".join(f" --set {one}" for one in kept)
+    progress.note(f"recipe: {given}{shown} (the last one run here)")
+    return given, [*kept, *overrides]

@@ -1,0 +1,323 @@
+"""Plans a recipe's chain and runs what is stale. Knows freshness, folders and locks; nothing of what a step does.
+
+`plan` is pure but for reading manifests. A step's fingerprint is its verb, its revision, its config and its inputs'
+fingerprints, so whatever changes upstream changes everything after it and nothing else.
+"""
+
+import fcntl
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from llmkit import artifact, origin, progress
+from llmkit.artifact import Artifact, Facts, Kind, Manifest
+from llmkit.errors import UsageError
+from llmkit.origin import Origin
+from llmkit.recipe import Recipe
+from llmkit.steps import clean, export, finetune, merge, pairs, quantize
+from llmkit.steps import eval as evaluation
+
+
+class Step(Protocol):
+    """A module of `llmkit.steps`."""
+
+    VERB: str
+    REVISION: int
+    KIND: Kind
+
+    def run(self, config: Any, inputs: Mapping[str, Artifact], out: Path) -> Facts: ...
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step of one recipe. `inputs`: role → the name of a node or an origin; `check` runs before any work."""
+
+    name: str
+    step: Any
+    config: BaseModel
+    inputs: Mapping[str, str]
+    check: Callable[[], None] = field(default=lambda: None, compare=False)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A recipe laid out: origins by name, nodes in the order they run."""
+
+    origins: Mapping[str, Origin]
+    nodes: tuple[Node, ...]
+
+    def upstream(self, targets: Sequence[str]) -> set[str]:
+        """The targets and every node they need."""
+        wanted = set(targets)
+        for node in reversed(self.nodes):
+            if node.name in wanted:
+                wanted.update(node.inputs.values())
+        return wanted & {node.name for node in self.nodes}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A node with its verdict: `reason` is empty where the artifact in `folder` is fresh."""
+
+    node: Node
+    folder: Path
+    fingerprint: str
+    inputs: Mapping[str, str]
+    reason: str
+
+    @property
+    def fresh(self) -> bool:
+        return not self.reason
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a node: `seconds` is 0 where nothing had to be run."""
+
+    planned: Planned
+    artifact: Artifact
+    seconds: float
+
+
+def lay_out(recipe: Recipe) -> Chain:
+    """The chain that a recipe describes; a part it leaves out is not run."""
+    origins = {"base": origin.model(recipe.model)}
+    nodes: list[Node] = []
+    if recipe.data:
+        sources = {
+            f"source.{index}": origin.source(s.path, languages=s.languages) for index, s in enumerate(recipe.data.sources)
+        }
+        origins |= sources
+        nodes.append(Node("clean", clean, _clean_config(recipe), {role: role for role in sources}))
+    model = "base"
+    if recipe.finetune:
+        nodes += _training(recipe, origins)
+        model = "merge"
+    quantized = {config.name: f"quantize-{config.name}" for config in recipe.quantize}
+    nodes += [Node(f"quantize-{config.name}", quantize, config, {"model": model}) for config in recipe.quantize]
+    if recipe.export:
+        nodes.append(Node("export", export, recipe.export, {"model": model}, lambda: export.check(_config_of(origins["base"]))))
+    if recipe.eval:
+        nodes.append(_evaluation(recipe, model, quantized))
+    if not nodes:
+        raise UsageError("the recipe asks for nothing", where=recipe.name, next="add data, finetune, quantize, export or eval")
+    return Chain(origins, tuple(nodes))
+
+
+def _clean_config(recipe: Recipe) -> clean.Config:
+    assert recipe.data
+    return clean.Config(**recipe.clean.model_dump(), split=recipe.data.split, seed=recipe.seed)
+
+
+def _training(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Node]:
+    config = recipe.finetune
+    if not recipe.data or not config:
+        raise UsageError(
+            "finetune needs `data`", where=f"recipe {recipe.name}", next="add data: {sources: [{path: data/*.jsonl}]}"
+        )
+    dataset = "clean"
+    if config.objective == "orpo" and recipe.data.pairs:
+        made = recipe.data.pairs.model_copy(update={"seed": recipe.seed, "template": config.template})
+        base = {"base": "base"} if made.rejected == "generate" else {}
+        yield Node("pairs", pairs, made, {"dataset": "clean", **base})
+        dataset = "pairs"
+    seeded = config if config.seed is not None else config.model_copy(update={"seed": recipe.seed})
+    yield Node(
+        "finetune",
+        finetune,
+        seeded,
+        {"dataset": dataset, "base": "base"},
+        lambda: finetune.check(seeded, _folder_of(origins["base"])),
+    )
+    yield Node("merge", merge, recipe.merge, {"adapter": "finetune", "base": "base"})
+
+
+def _evaluation(recipe: Recipe, model: str, quantized: Mapping[str, str]) -> Node:
+    if not recipe.data or not recipe.eval:
+        raise UsageError("eval needs `data`", where=f"recipe {recipe.name}", next="add data: {sources: [{path: data/*.jsonl}]}")
+    inputs = {"dataset": "clean", "base": "base", **quantized}
+    if model != "base":
+        inputs["merged"] = model
+    if recipe.export:
+        inputs["gguf"] = "export"
+    return Node("eval", evaluation, recipe.eval, inputs)
+
+
+def _folder_of(found: Origin) -> Path | None:
+    return found.ready.path if found.ready else None
+
+
+def _config_of(found: Origin) -> Path | None:
+    return found.ready.path / "config.json" if found.ready else None
+
+
+def plan(chain: Chain, folder: Path, *, force: Sequence[str] = ()) -> list[Planned]:
+    """A verdict for every node of the chain, in order; nothing is written.
+
+    Args:
+        chain: from `lay_out`.
+        folder: the recipe's folder in the workspace.
+        force: names of nodes to take for stale.
+    """
+    fingerprints = {name: found.fingerprint for name, found in chain.origins.items()}
+    planned: list[Planned] = []
+    for node in chain.nodes:
+        inputs = {role: fingerprints[name] for role, name in node.inputs.items()}
+        config = node.config.model_dump(mode="json")
+        fingerprint = artifact.digest(node.step.VERB, node.step.REVISION, config, inputs)
+        fingerprints[node.name] = fingerprint
+        place = folder / node.name
+        reason = "forced" if node.name in force else _why(node, artifact.load(place), fingerprint, inputs, planned)
+        planned.append(Planned(node, place, fingerprint, inputs, reason))
+    return planned
+
+
+def _why(node: Node, old: Artifact | None, fingerprint: str, inputs: Mapping[str, str], before: list[Planned]) -> str:
+    stale = [f"{role} ({name})" for role, name in node.inputs.items() for p in before if p.node.name == name and not p.fresh]
+    if old is None:
+        return "not built yet"
+    missing = [name for name, entry in old.manifest.files.items() if not _whole(old.path / name, entry)]
+    if missing:
+        return f"{missing[0]} is missing or damaged"
+    if old.fingerprint == fingerprint and not stale:
+        return ""
+    reasons = [*_changes(old.manifest.config, node.config.model_dump(mode="json")), *(f"its {role} changes" for role in stale)]
+    fed = {role for role, name in node.inputs.items() if any(p.node.name == name and not p.fresh for p in before)}
+    reasons += [f"its {role} changed" for role in inputs if role not in fed and old.manifest.inputs.get(role) != inputs[role]]
+    reasons += [f"its {role} is gone" for role in old.manifest.inputs if role not in inputs]
+    return "; ".join(reasons) or "llmkit's own step changed"
+
+
+def _whole(path: Path, entry: Mapping[str, Any]) -> bool:
+    return path.is_file() and path.stat().st_size == entry["size"]
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    before, after = dict(_flat(old)), dict(_flat(new))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            yield f"{key} {before.get(key, 'unset')} → {after.get(key, 'unset')}"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def execute(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    targets: Sequence[str] | None = None,
+    force: bool = False,
+    report: Callable[[Done], None] = lambda done: None,
+) -> list[Done]:
+    """Run what is stale among `targets` (default: everything) and what they need.
+
+    Args:
+        recipe: the whole recipe.
+        folder: its folder in the workspace; locked while this runs.
+        targets: names of nodes.
+        force: run the targets even where they are fresh.
+        report: called as each node is found fresh or finished.
+
+    Raises:
+        LlmkitError: whatever a check or a step raises; what was published before stays.
+    """
+    with _locked(folder):
+        chain = lay_out(recipe)
+        names = [node.name for node in chain.nodes]
+        wanted = chain.upstream(targets or names)
+        forced = (targets or names) if force else ()
+        for name in names:
+            artifact.recover(folder / name)
+        planned = [p for p in plan(chain, folder, force=forced) if p.node.name in wanted]
+        if any(not p.fresh for p in planned):
+            _check(planned)
+            chain = _fetch(chain, planned, recipe)
+            # A hub model's fingerprint is its content, known only now.
+            planned = [p for p in plan(chain, folder, force=forced) if p.node.name in wanted]
+            _check(planned)
+        return list(_run_all(chain, planned, folder, report))
+
+
+def _check(planned: Sequence[Planned]) -> None:
+    for one in planned:
+        if not one.fresh:
+            one.node.check()
+
+
+def _fetch(chain: Chain, planned: Sequence[Planned], recipe: Recipe) -> Chain:
+    needed = {name for p in planned if not p.fresh for name in p.node.inputs.values()}
+    missing = [found for name, found in chain.origins.items() if name in needed and not found.ready]
+    for found in missing:
+        found.fetch()
+    return lay_out(recipe) if missing else chain
+
+
+def _run_all(chain: Chain, planned: Sequence[Planned], folder: Path, report: Callable[[Done], None]) -> Iterator[Done]:
+    have = {name: found.ready for name, found in chain.origins.items() if found.ready}
+    for one in planned:
+        started = time.perf_counter()
+        if one.fresh:
+            found = artifact.load(one.folder)
+            assert found
+            done = Done(one, found, 0.0)
+        else:
+            inputs = {role: have[name] for role, name in one.node.inputs.items()}
+            progress.note(f"{one.node.name}: {one.reason}")
+            found = build(one.node.step, one.node.config, inputs, folder=one.folder, fingerprint=one.fingerprint)
+            done = Done(one, found, time.perf_counter() - started)
+        have[one.node.name] = found
+        report(done)
+        yield done
+
+
+def build(step: Any, config: BaseModel, inputs: Mapping[str, Artifact], *, folder: Path, fingerprint: str) -> Artifact:
+    """Run one step into a staging folder beside `folder` and publish it there.
+
+    A resumable step that was killed finds its own staging folder again, as long as its fingerprint is the same.
+    """
+    root = folder.parent / ".staging"
+    staging = root / f"{folder.name}-{fingerprint[:16]}"
+    for other in root.glob(f"{folder.name}-*"):
+        if other != staging or not getattr(step, "RESUMABLE", False):
+            shutil.rmtree(other)
+    staging.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    facts = step.run(config, inputs, staging)
+    facts = {**facts, "seconds": round(time.perf_counter() - started, 3)}
+    manifest = Manifest(
+        step.KIND,
+        step.VERB,
+        fingerprint,
+        config.model_dump(mode="json"),
+        {role: given.fingerprint for role, given in inputs.items()},
+        facts=facts,
+    )
+    published = artifact.publish(staging, folder, manifest)
+    if not any(root.iterdir()):
+        root.rmdir()
+    return published
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                "another llmkit is working in this folder", where=str(folder), next="wait for it, or use another --workspace"
+            ) from error
+        yield

@@ -1,0 +1,244 @@
+"""eval: a DATASET's test split and every variant of a model → REPORT. Each variant answers in its own runtime.
+
+`report.json` has a row per variant; `samples.jsonl` has every prompt, its reference and all answers.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llmkit import artifact, progress
+from llmkit.artifact import Artifact, Facts, Kind
+from llmkit.errors import DataError
+
+VERB = "eval"
+REVISION = 1
+KIND = Kind.REPORT
+# Dialogues whose answers' tokens give the KL; more would sharpen it little and cost minutes on a laptop.
+KL_DIALOGUES = 60
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    max_new_tokens: int = Field(48, ge=1, description="The longest answer, in tokens.")
+    max_samples: int | None = Field(None, ge=1, description="At most so many test dialogues, the first ones; None: all.")
+    batch_size: int = Field(16, ge=1, description="Prompts answered at once by a Hugging Face model.")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A test dialogue: what is asked, and what the data answers."""
+
+    id: str
+    prompt: list[dict[str, str]]
+    reference: str
+
+    @property
+    def dialogue(self) -> list[dict[str, str]]:
+        return [*self.prompt, {"role": "assistant", "content": self.reference}]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one variant. `stopped`: share of answers that ended by themselves; the memory is its process's."""
+
+    answers: list[str]
+    stopped: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    size_bytes: int
+    kl: float | None
+    runtime: str
+
+
+def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
+    """Answer, score, compare, report.
+
+    Raises:
+        DataError: the test split is empty.
+        MachineError: a variant's process died.
+    """
+    questions = _questions(inputs["dataset"].path / "test.jsonl", config.max_samples)
+    rows = dict(_measure(config, inputs, questions, out))
+    report = summarise(rows, questions, reference="merged" if "merged" in inputs else "base")
+    report["settings"] = {
+        **config.model_dump(mode="json"),
+        "decoding": "greedy",
+        "kl_dialogues": min(KL_DIALOGUES, len(questions)),
+    }
+    artifact.write_json(out / "report.json", report)
+    _write_samples(out / "samples.jsonl", questions, rows)
+    for warning in report["warnings"]:
+        progress.note(f"warning: {warning}")
+    return {"n_samples": len(questions), "variants": list(rows), "warnings": report["warnings"]}
+
+
+def score_files(predictions: Path, references: Path) -> dict[str, Any]:
+    """Scores of texts that are already there; needs no model and no torch.
+
+    Raises:
+        DataError: the files do not hold the same ids, or a line is not `{"id", "text"}`.
+    """
+    from llmkit.metrics import pairs, text
+
+    found = pairs.read_pairs(predictions, references)
+    scores = text.score([text.clean_output(pair.hypothesis) for pair in found], [pair.reference for pair in found])
+    return {"metrics": dict(scores.metrics), "signatures": dict(scores.signatures), "n_samples": len(found)}
+
+
+def summarise(rows: Mapping[str, Row], questions: Sequence[Question], *, reference: str) -> dict[str, Any]:
+    """The report: scores, sizes, speeds and retention for each variant, and what to be warned of."""
+    from llmkit.metrics import text
+    from llmkit.report import table
+
+    expected = [question.reference for question in questions]
+    base_kl = rows["base"].kl if "base" in rows else None
+    models, signatures, warnings = {}, {}, []
+    for name, row in rows.items():
+        scores = text.score(row.answers, expected)
+        signatures = dict(scores.signatures)
+        kept = _retention(name, row, base_kl, reference)
+        models[name] = {
+            "metrics": dict(scores.metrics),
+            "size_bytes": row.size_bytes,
+            "tokens_per_second": row.tokens_per_second,
+            "peak_memory_bytes": row.peak_memory_bytes,
+            "retention": kept,
+            "kl": row.kl,
+            "stopped": row.stopped,
+            "runtime": row.runtime,
+            "n_samples": len(questions),
+        }
+        if table.lost_fine_tune(name, models[name]):
+            warnings.append(f"{name} lost the fine-tune: it kept {kept:.0%} of it (retention {kept:.3f})")
+    return {
+        "reference": reference,
+        "n_samples": len(questions),
+        "models": models,
+        "signatures": signatures,
+        "warnings": warnings,
+    }
+
+
+def _retention(name: str, row: Row, base_kl: float | None, reference: str) -> float | None:
+    """1 − KL(reference ‖ variant) / KL(reference ‖ base): the share of the fine-tune that a variant kept."""
+    if name == reference:
+        return 1.0 if base_kl else None
+    if name == "base" or row.kl is None or not base_kl:
+        return None
+    return 1.0 - row.kl / base_kl
+
+
+def _questions(path: Path, limit: int | None) -> list[Question]:
+    from llmkit.data import record
+
+    found = []
+    for one in record.read_records(path):
+        messages = [dict(message) for message in one.messages]
+        if messages and messages[-1]["role"] == "assistant" and len(messages) > 1:
+            found.append(Question(one.id, messages[:-1], messages[-1]["content"]))  # type: ignore[arg-type]
+        if limit and len(found) == limit:
+            break
+    if not found:
+        raise DataError(
+            "the test split is empty", where=str(path), next="give clean more dialogues, or data.split a larger test share"
+        )
+    return found
+
+
+def _measure(
+    config: Config, inputs: Mapping[str, Artifact], questions: Sequence[Question], out: Path
+) -> Iterator[tuple[str, Row]]:
+    """A row per variant: base, merged, the bitsandbytes folders, then each GGUF file. The reference is measured first."""
+    from llmkit.engine import child, measure, templates
+
+    reference = "merged" if "merged" in inputs else "base"
+    folder = inputs[reference].path
+    exam = measure.Exam(
+        prompts=[question.prompt for question in questions],
+        dialogues=[question.dialogue for question in questions[:KL_DIALOGUES]],
+        template=templates.resolve("model", folder),
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+    )
+    scratch = out / "reference.npy"
+    (measured, kept), peak = child.run(measure.reference, folder, exam, out, title=f"eval {reference}", total=len(questions))
+    rows = {reference: _row(measured, peak, inputs[reference].size_bytes)}
+    for name in ("base", "int8", "nf4"):
+        if name in inputs and name != reference:
+            measured, peak = child.run(
+                measure.variant, inputs[name].path, exam, kept, title=f"eval {name}", total=len(questions)
+            )
+            rows[name] = _row(measured, peak, inputs[name].size_bytes)
+    yield from sorted(rows.items(), key=lambda item: ("base", "merged", "int8", "nf4").index(item[0]))
+    if "gguf" in inputs:
+        for path in sorted(inputs["gguf"].path.glob("*.gguf"), key=lambda path: -path.stat().st_size):
+            yield path.stem.removeprefix("model-"), _gguf_row(path, exam, kept)
+    scratch.unlink()
+
+
+def _row(measured: Any, peak: int, size: int) -> Row:
+    from llmkit.metrics.text import clean_output
+
+    answers = measured.answers
+    return Row(
+        answers=[clean_output(one.text) for one in answers.items],
+        stopped=sum(one.stopped for one in answers.items) / len(answers.items),
+        tokens_per_second=answers.tokens_per_second,
+        peak_memory_bytes=peak,
+        size_bytes=size,
+        kl=measured.kl,
+        runtime=measured.runtime,
+    )
+
+
+def _gguf_row(path: Path, exam: Any, kept: Any) -> Row:
+    """Answers from llama.cpp through the file's own tokenizer and template; KL from its dequantized weights."""
+    from llmkit.engine import child, measure
+    from llmkit.gguf import read, runtime
+    from llmkit.metrics.text import clean_output
+
+    name = path.stem.removeprefix("model-")
+    # No token is shorter than a byte, so this holds any prompt with its template's words.
+    context = (
+        max(sum(len(message["content"].encode()) + 32 for message in prompt) for prompt in exam.prompts)
+        + exam.max_new_tokens
+        + 64
+    )
+    answers = []
+    with (
+        runtime.LlamaServer(path, threads=os.cpu_count() or 1, context=context) as server,
+        progress.track(f"eval {name}", total=len(exam.prompts)) as bar,
+    ):
+        started = time.perf_counter()
+        for one in server.chat_many(exam.prompts, max_tokens=exam.max_new_tokens):
+            answers.append(one)
+            bar.advance()
+        seconds = time.perf_counter() - started
+        peak = server.peak_memory_bytes
+    kl, _ = child.run(measure.kl_of_weights, read.state_dict, path, exam, kept, title=f"KL {name}", total=None)
+    # The EOS that ends an answer is generated as well, though llama.cpp does not hand it out.
+    tokens = sum(len(one.tokens) + one.stopped for one in answers)
+    return Row(
+        answers=[clean_output(one.text) for one in answers],
+        stopped=sum(one.stopped for one in answers) / len(answers),
+        tokens_per_second=tokens / seconds,
+        peak_memory_bytes=peak or 0,
+        size_bytes=path.stat().st_size,
+        kl=kl,
+        runtime="llama.cpp on cpu",
+    )
+
+
+def _write_samples(path: Path, questions: Sequence[Question], rows: Mapping[str, Row]) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        for index, question in enumerate(questions):
+            answers = {name: row.answers[index] for name, row in rows.items()}
+            sample = {"id": question.id, "prompt": question.prompt, "reference": question.reference, "answers": answers}
+            stream.write(json.dumps(sample, ensure_ascii=False) + "\n")
