@@ -5,14 +5,12 @@ turns a crash in native code into an error.
 """
 
 import multiprocessing
-import resource
 import signal
-import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
-from llmkit import progress
+from llmkit import memory, progress
 from llmkit.errors import LlmkitError, MachineError
 
 PRELOAD = ["llmkit.engine.measure"]
@@ -89,15 +87,9 @@ def _serve(pipe: Connection, function: Callable[..., object], args: tuple[object
     progress.install(relay)
     try:
         result = function(*args, relay)
-        pipe.send(("done", result, peak_memory_bytes()))
+        pipe.send(("done", result, memory.peak_bytes()))
     except LlmkitError as error:
         pipe.send(("error", error))
-
-
-def peak_memory_bytes() -> int:
-    """This process's largest resident set so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _died(code: int | None) -> str:

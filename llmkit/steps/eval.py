@@ -229,7 +229,7 @@ def _gguf_row(path: Path, exam: Any, kept: Any) -> Row:
         answers=[clean_output(one.text) for one in answers],
         stopped=sum(one.stopped for one in answers) / len(answers),
         tokens_per_second=tokens / seconds,
-        peak_memory_bytes=peak or 0,
+        peak_memory_bytes=peak,
         size_bytes=path.stat().st_size,
         kl=kl,
         runtime="llama.cpp on cpu",

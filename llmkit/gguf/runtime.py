@@ -1,0 +1,238 @@
+"""llama.cpp as a callable: loads a GGUF file in a child process and talks to it. Knows HTTP and processes; no HF.
+
+llama.cpp can crash on a file, stall for minutes on busy cores and writes pages of log. So it runs in a child: every
+call has a time limit, a dead or silent child becomes a MachineError with the tail of its log, and nothing is shown.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import queue
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from llmkit.errors import DataError, MachineError
+
+Message = Mapping[str, str]
+_LOAD_SECONDS = 300.0
+_CALL_SECONDS = 60.0
+_TOKEN_SECONDS = 2.0  # per token of prompt and answer: far slower than any machine that can hold the model
+_LOG_LINES = 8
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer. `tokens`: its ids, the ending one left out where llama.cpp does; `stopped`: it ended by itself."""
+
+    text: str
+    tokens: list[int]
+    stopped: bool
+
+
+class LlamaServer:
+    """A GGUF file loaded in llama.cpp; use it as a context manager.
+
+    `context` is the number of tokens of prompt and answer each of the `slots` can hold. Answers depend on neither order
+    nor slots: no prompt is cached. llama.cpp's attention rounds to fp16, which moves log-probabilities by about 1e-3;
+    `exact_attention` has it compute in fp32, for comparisons.
+    """
+
+    def __init__(self, path: Path, *, threads: int, context: int, slots: int = 1, exact_attention: bool = False) -> None:
+        self._path = path
+        self._slots = slots
+        self._context = context
+        self._key = secrets.token_hex(16)  # the port is open to every user of this machine
+        self._settings = {
+            "path": str(path),
+            "threads": threads,
+            "context": context,
+            "slots": slots,
+            "exact_attention": exact_attention,
+            "key": self._key,
+        }
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._child: subprocess.Popen[str] | None = None
+        self._address = ("", 0)
+
+    def __enter__(self) -> Self:
+        """Raises DataError where the file is missing and MachineError where llama.cpp does not load it."""
+        if not self._path.is_file():
+            raise DataError("no such GGUF file", where=str(self._path))
+        self._log = tempfile.TemporaryFile()
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "llmkit.gguf.runtime_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            encoding="utf-8",
+            # Sleep at barriers: threads that spin on a busy core take it from those they wait for (six times slower).
+            env={**os.environ, "OMP_WAIT_POLICY": "passive"},
+        )
+        threading.Thread(target=self._listen, args=(self._child.stdout,), daemon=True).start()
+        try:
+            address = urlsplit(str(self._ask(json.dumps(self._settings), seconds=_LOAD_SECONDS)["address"]))
+        except BaseException:
+            self._stop()
+            raise
+        self._address = (address.hostname or "", address.port or 0)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop()
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids. `add_special`: put BOS/EOS where the file says so; `parse_special`: read special tokens in the text."""
+        body = {"content": text, "add_special": add_special, "parse_special": parse_special}
+        return [int(index) for index in self._post("/tokenize", body)["tokens"]]
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt that the embedded template makes of `messages`, ready for an answer.
+
+        llama.cpp leaves out a leading BOS where the file tells it to add one: tokenize with `add_special=True`.
+
+        Raises:
+            DataError: the template refuses these messages.
+        """
+        status, answer = self._request("/apply-template", {"messages": [dict(message) for message in messages]})
+        if status != http.client.OK:
+            raise DataError(
+                f"the chat template refuses these messages: {_message(answer).splitlines()[-1]}", where=str(self._path)
+            )
+        return str(answer["prompt"])
+
+    def chat(self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0) -> Generation:
+        """The answer to `messages`, raw text: nothing is parsed out of it and special tokens are not shown."""
+        return self.complete(self.render(messages), max_tokens=max_tokens, temperature=temperature)
+
+    def chat_many(
+        self, conversations: Iterable[Sequence[Message]], *, max_tokens: int, temperature: float = 0.0
+    ) -> Iterator[Generation]:
+        """One answer per conversation, in order."""
+        if self._slots == 1:
+            for messages in conversations:
+                yield self.chat(messages, max_tokens=max_tokens, temperature=temperature)
+            return
+
+        def answer(messages: Sequence[Message]) -> Generation:
+            return self.chat(messages, max_tokens=max_tokens, temperature=temperature)
+
+        with ThreadPoolExecutor(self._slots) as pool:
+            yield from pool.map(answer, conversations)
+
+    def complete(self, prompt: str | Sequence[int], *, max_tokens: int, temperature: float = 0.0) -> Generation:
+        """What follows `prompt`: token ids as they are, or text, to which the file's BOS is added. Temperature 0 is greedy.
+
+        Raises:
+            DataError: the prompt does not fit the context.
+            MachineError: llama.cpp failed, or gave no answer in time.
+        """
+        body = {"max_tokens": max_tokens, "temperature": temperature, "seed": 0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        answer = self._complete(prompt, {**body, "n_predict": max_tokens, "return_tokens": True}, max_tokens)
+        return Generation(str(answer["content"]), [int(token) for token in answer["tokens"]], answer["stop_type"] == "eos")
+
+    def next_log_probabilities(self, prompt: str | Sequence[int], *, top: int) -> dict[int, float]:
+        """The natural log-probabilities of the `top` likeliest next tokens, before any sampling."""
+        # llama.cpp reports none with an answer that ends or is half a character: make it answer with a letter.
+        letter = self.tokenize("a", add_special=False, parse_special=False)[-1]
+        answer = self._complete(prompt, {"n_predict": 1, "temperature": 0.0, "n_probs": top, "logit_bias": [[letter, 1e4]]}, 1)
+        return {int(entry["id"]): float(entry["logprob"]) for entry in answer["completion_probabilities"][0]["top_logprobs"]}
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The child's largest resident size so far; 0 where the system does not tell."""
+        return int(self._ask("peak", seconds=_CALL_SECONDS)["peak_memory_bytes"])
+
+    def _complete(self, prompt: str | Sequence[int], body: dict[str, Any], max_tokens: int) -> dict[str, Any]:
+        text = prompt if isinstance(prompt, str) else list(prompt)
+        # A token has at least one byte of a text prompt; the context bounds both.
+        tokens = min(len(text), self._context) + max_tokens
+        seconds = _CALL_SECONDS + _TOKEN_SECONDS * tokens
+        return self._post("/completion", {**body, "prompt": text, "cache_prompt": False}, seconds=seconds)
+
+    def _post(self, path: str, body: dict[str, Any], *, seconds: float = _CALL_SECONDS) -> dict[str, Any]:
+        status, answer = self._request(path, body, seconds=seconds)
+        if status == http.client.OK:
+            return answer
+        if status < http.client.INTERNAL_SERVER_ERROR:
+            raise DataError(f"llama.cpp refuses the request: {_message(answer)}", where=str(self._path))
+        raise self._failure(f"llama.cpp failed: {_message(answer)}")
+
+    def _request(self, path: str, body: dict[str, Any], *, seconds: float = _CALL_SECONDS) -> tuple[int, dict[str, Any]]:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
+        connection = http.client.HTTPConnection(*self._address, timeout=seconds)
+        started = time.monotonic()
+        try:
+            connection.request("POST", path, json.dumps(body), headers)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            waited = time.monotonic() - started
+            self._kill()
+            late = isinstance(error, TimeoutError)
+            what = f"gave no answer in {waited:.0f} s" if late else "ended unexpectedly"
+            raise self._failure(f"llama.cpp {what}") from None
+        finally:
+            connection.close()
+
+    def _ask(self, line: str, *, seconds: float) -> dict[str, Any]:
+        assert self._child is not None
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(line + "\n")
+            self._child.stdin.flush()
+            answer = self._lines.get(timeout=seconds)
+            if not answer:
+                raise BrokenPipeError
+            return dict(json.loads(answer))
+        except (queue.Empty, OSError, ValueError):
+            self._kill()
+            raise self._failure("llama.cpp does not load or serve this file") from None
+
+    def _listen(self, stream: Iterable[str]) -> None:
+        for line in stream:
+            self._lines.put(line)
+        self._lines.put("")
+
+    def _failure(self, what: str) -> MachineError:
+        self._log.seek(0)
+        lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        tail = "\n".join(lines[-_LOG_LINES:])
+        return MachineError(what, where=str(self._path), next=f"the end of its log:\n{tail}" if tail else "")
+
+    def _kill(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+
+    def _stop(self) -> None:
+        """Close stdin, which ends the child; kill it where that does not."""
+        child = self._child
+        if child is None:
+            return
+        with contextlib.suppress(OSError):
+            assert child.stdin is not None
+            child.stdin.close()
+        try:
+            child.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._kill()
+        self._log.close()
+        self._child = None
+
+
+def _message(answer: Mapping[str, Any]) -> str:
+    error = answer.get("error")
+    return str(error.get("message", error)) if isinstance(error, Mapping) else str(error)
