@@ -12,6 +12,8 @@ from llmkit.errors import DataError
 VERB = "finetune"
 REVISION = 1
 KIND = Kind.ADAPTER
+# What a killed run left in its folder is its checkpoints.
+RESUMABLE = True
 DEFAULT_LR = {"sft": 2e-4, "orpo": 2e-5}
 DEFAULT_SEED = 42
 
