@@ -254,7 +254,7 @@ def _do(command: "Callable[[Any], Result]", *, json_: bool, quiet: bool) -> None
     try:
         from llmkit import commands
 
-        progress.hush_libraries()
+        progress.calm_libraries()
         progress.install(_sink(quiet=quiet))
         result = command(commands)
         typer.echo(json.dumps(result.data, ensure_ascii=False) if json_ else result.text)

@@ -225,7 +225,7 @@ def _export_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifac
 
     assert settings.export
     model = _folder(Path(job.given), Kind.MODEL, "config.json")
-    node = Node("export", export, settings.export, {}, lambda: export.check(model.path / "config.json"))
+    node = Node("export", export, settings.export, {}, lambda: export.check(model.path, template="model"))
     return node, {"model": model}
 
 

@@ -84,6 +84,16 @@ def source(path: str, *, languages: Sequence[str] | None = None) -> Origin:
     return Origin(path, found.fingerprint, found, lambda: found)
 
 
+def file(path: str) -> Origin:
+    """Any other file that a recipe names, by its content.
+
+    Raises:
+        DataError: it is not there.
+    """
+    found = artifact.foreign(Path(path).expanduser(), Kind.SOURCE)
+    return Origin(path, found.fingerprint, found, lambda: found)
+
+
 def files_of(origin: Artifact) -> list[Path]:
     """The data files of a source artifact, in a stable order."""
     if origin.path.is_file():

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from pydantic import BaseModel
 
 from llmkit import artifact, origin, progress
 from llmkit.artifact import Artifact, Facts, Kind, Manifest
-from llmkit.errors import UsageError
+from llmkit.errors import RecipeError, UsageError
 from llmkit.origin import Origin
 from llmkit.recipe import Recipe
 from llmkit.steps import clean, export, finetune, merge, pairs, quantize
@@ -97,12 +98,18 @@ def lay_out(recipe: Recipe) -> Chain:
         nodes.append(Node("clean", clean, _clean_config(recipe), {role: role for role in sources}))
     model = "base"
     if recipe.finetune:
+        if recipe.finetune.template.endswith(".jinja"):
+            origins["template"] = origin.file(recipe.finetune.template)
         nodes += _training(recipe, origins)
         model = "merge"
     quantized = {config.name: f"quantize-{config.name}" for config in recipe.quantize}
+    if len(quantized) < len(recipe.quantize):
+        raise RecipeError("two entries of `quantize` make the same checkpoint", where=recipe.name, next="keep one of them")
     nodes += [Node(f"quantize-{config.name}", quantize, config, {"model": model}) for config in recipe.quantize]
     if recipe.export:
-        nodes.append(Node("export", export, recipe.export, {"model": model}, lambda: export.check(_config_of(origins["base"]))))
+        speaks = None if recipe.finetune else "model"
+        check = partial(export.check, _folder_of(origins["base"]), template=speaks)
+        nodes.append(Node("export", export, recipe.export, {"model": model}, check))
     if recipe.eval:
         nodes.append(_evaluation(recipe, model, quantized))
     if not nodes:
@@ -128,13 +135,10 @@ def _training(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Node]:
         yield Node("pairs", pairs, made, {"dataset": "clean", **base})
         dataset = "pairs"
     seeded = config if config.seed is not None else config.model_copy(update={"seed": recipe.seed})
-    yield Node(
-        "finetune",
-        finetune,
-        seeded,
-        {"dataset": dataset, "base": "base"},
-        lambda: finetune.check(seeded, _folder_of(origins["base"])),
-    )
+    # A template of the user's own counts by its content, not by its path.
+    template = {"template": "template"} if "template" in origins else {}
+    check = partial(finetune.check, seeded, _folder_of(origins["base"]))
+    yield Node("finetune", finetune, seeded, {"dataset": dataset, "base": "base", **template}, check)
     yield Node("merge", merge, recipe.merge, {"adapter": "finetune", "base": "base"})
 
 
@@ -151,10 +155,6 @@ def _evaluation(recipe: Recipe, model: str, quantized: Mapping[str, str]) -> Nod
 
 def _folder_of(found: Origin) -> Path | None:
     return found.ready.path if found.ready else None
-
-
-def _config_of(found: Origin) -> Path | None:
-    return found.ready.path / "config.json" if found.ready else None
 
 
 def plan(chain: Chain, folder: Path, *, force: Sequence[str] = ()) -> list[Planned]:

@@ -38,7 +38,12 @@ def write_tiny_recipe(folder: Path, model: Path, **finetune: object) -> Path:
     subjects = "猫 狗 鱼 鸟 马 羊 cat dog fish bird horse sheep".split()
     colours = "红 绿 蓝 黄 白".split()
     lines = [
-        {"messages": [{"role": "user", "content": f"{a} {n * 977} 是什么颜色？"}, {"role": "assistant", "content": f"{b}{n * 31}。"}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"{a} {n * 977} 是什么颜色？"},
+                {"role": "assistant", "content": f"{b}{n * 31}。"},
+            ]
+        }
         for n, (a, b) in enumerate((a, b) for a in subjects for b in colours)
     ]
     text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
@@ -63,7 +68,9 @@ def write_tiny_recipe(folder: Path, model: Path, **finetune: object) -> Path:
 
 
 @pytest.mark.parametrize("objective", ["sft", "orpo"])
-def test_every_step_runs_on_a_tiny_model_and_a_second_run_runs_nothing(objective: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_every_step_runs_on_a_tiny_model_and_a_second_run_runs_nothing(
+    objective: str, tiny_model: Path, tmp_path: Path
+) -> None:
     write_tiny_recipe(tmp_path, tiny_model, objective=objective)
     found = ran("run", "tiny.yaml", cwd=tmp_path)
     pairs = ["pairs"] if objective == "orpo" else []
@@ -175,7 +182,9 @@ def test_the_quickstart_s_chain_runs_on_the_real_model(tmp_path: Path) -> None:
     started = time.monotonic()
     assert names_run(ran("run", "quickstart", *small, cwd=tmp_path)) == []
     assert time.monotonic() - started < 10
-    plan = {step["name"]: step for step in ran("plan", "quickstart", *small, "--set", "finetune.lora.rank=4", cwd=tmp_path)["steps"]}
+    plan = {
+        step["name"]: step for step in ran("plan", "quickstart", *small, "--set", "finetune.lora.rank=4", cwd=tmp_path)["steps"]
+    }
     assert plan["clean"]["fresh"]
     assert plan["finetune"]["reason"] == "lora.rank 16 → 4"
     assert all(not plan[name]["fresh"] for name in ("merge", "quantize-int8", "quantize-nf4", "export", "eval"))

@@ -13,7 +13,10 @@ from llmkit.cli import app
 
 HEAVY = {"torch", "transformers", "pydantic", "yaml", "numpy", "datasets", "evaluate", "rich"}
 CHATS = [
-    [("user", f"问题{n}：{'天地玄黄宇宙洪荒'[n % 8]}是什么？"), ("assistant", f"答案是{n * 7919}号，{'日月盈昃辰宿列张'[n % 8]}。")]
+    [
+        ("user", f"问题{n}：{'天地玄黄宇宙洪荒'[n % 8]}是什么？"),
+        ("assistant", f"答案是{n * 7919}号，{'日月盈昃辰宿列张'[n % 8]}。"),
+    ]
     for n in range(40)
 ]
 
@@ -35,7 +38,12 @@ def write_chats(path: Path, *extra: str) -> None:
 
 
 def a_recipe(path: Path, **changes: object) -> None:
-    whole = {"name": "mine", "model": "demo:gemma-3-270m", "data": {"sources": [{"path": "chats.jsonl"}]}, "clean": {"min_turns": 2}}
+    whole = {
+        "name": "mine",
+        "model": "demo:gemma-3-270m",
+        "data": {"sources": [{"path": "chats.jsonl"}]},
+        "clean": {"min_turns": 2},
+    }
     path.write_text(json.dumps({**whole, **changes}), encoding="utf-8")
 
 

@@ -19,7 +19,9 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines() if line.startswith("$ llmkit")]
+    lines = [
+        line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines() if line.startswith("$ llmkit")
+    ]
     return [shlex.split(line, comments=True)[1:] for line in lines]
 
 

@@ -83,7 +83,7 @@ def _serve(pipe: Connection, function: Callable[..., object], args: tuple[object
     # Ctrl-C goes to the whole group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     relay = _Relay(pipe)
-    progress.hush_libraries()
+    progress.calm_libraries()
     progress.install(relay)
     try:
         result = function(*args, relay)

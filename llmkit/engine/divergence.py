@@ -15,14 +15,17 @@ import torch
 from llmkit.engine import loading, probe
 from llmkit.engine.mask import Encoded
 
-# Rows of the vocabulary-wide matrices that are alive at once: 64 × 262k × 8 bytes is 134 MB.
+# Rows of the vocabulary-wide matrices that are alive at once: 64 × 262k × 4 bytes is 67 MB.
 CHUNK = 64
+# Samples in one forward pass.
+BATCH = 16
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What `remember` wrote: `hidden` float32 [tokens, hidden]; `head` the folder whose output layer reads it."""
+    """What `remember` wrote: `hidden` float32 [tokens, hidden] for `samples`; `head` the folder whose output layer reads it."""
 
+    samples: Sequence[Encoded]
     hidden: Path
     head: Path
 
@@ -31,13 +34,13 @@ def remember(model: Any, samples: Sequence[Encoded], *, folder: Path, saved_as: 
     """Keep `model`'s hidden states at the answers' tokens of `samples` in `folder`; `saved_as` is the model's own folder."""
     path = folder / "reference.npy"
     np.save(path, hidden_states(model, samples).numpy(), allow_pickle=False)
-    return Reference(path, saved_as)
+    return Reference(samples, path, saved_as)
 
 
-def mean_kl(model: Any, samples: Sequence[Encoded], reference: Reference) -> float:
-    """Mean KL(reference ‖ model) in nats over the answers' tokens of `samples`."""
+def mean_kl(model: Any, reference: Reference) -> float:
+    """Mean KL(reference ‖ model) in nats over the answers' tokens of the reference's samples."""
     expected = torch.from_numpy(np.load(reference.hidden, allow_pickle=False))
-    found = hidden_states(model, samples)
+    found = hidden_states(model, reference.samples)
     referee = Head.saved_in(reference.head)
     own = Head.of(model)
     total = 0.0
@@ -49,15 +52,29 @@ def mean_kl(model: Any, samples: Sequence[Encoded], reference: Reference) -> flo
 
 
 def hidden_states(model: Any, samples: Sequence[Encoded]) -> torch.Tensor:
-    """The last hidden state from which each learnt token of `samples` is predicted: float32 [tokens, hidden], on the CPU."""
-    rows = []
+    """The last hidden state from which each learnt token of `samples` is predicted: float32 [tokens, hidden], on the CPU.
+
+    In the samples' order, whatever batches they were computed in.
+    """
+    order = sorted(range(len(samples)), key=lambda index: len(samples[index].input_ids))
+    found: dict[int, torch.Tensor] = {}
     with torch.inference_mode():
-        for sample in samples:
-            ids = torch.tensor([sample.input_ids], device=model.device)
-            states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-            # Token i is predicted from position i - 1.
-            rows.append(states[:-1][torch.tensor(sample.labels_mask[1:], device=states.device)].float().cpu())
-    return torch.cat(rows)
+        for first in range(0, len(order), BATCH):
+            chunk = order[first : first + BATCH]
+            states = model.base_model(**_padded([samples[index].input_ids for index in chunk], model.device), use_cache=False)
+            for row, index in enumerate(chunk):
+                # Token i is predicted from position i - 1.
+                learnt = torch.tensor(samples[index].labels_mask[1:], device=model.device)
+                found[index] = states.last_hidden_state[row, : len(learnt)][learnt].float().cpu()
+    return torch.cat([found[index] for index in range(len(samples))])
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> dict[str, torch.Tensor]:
+    """Right-padded: causal attention keeps what stands before the padding as it is."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
+    seen = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    return {"input_ids": ids, "attention_mask": seen}
 
 
 class Head:

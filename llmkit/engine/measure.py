@@ -36,7 +36,7 @@ class Measured:
 
 def reference(folder: Path, exam: Exam, keep_in: Path, bar: progress.Bar) -> tuple[Measured, Reference]:
     """Measure the model that the others are compared with, and keep its hidden states in `keep_in`."""
-    model, tokenizer = _load(folder)
+    model, tokenizer = loading.load_model(folder), loading.load_tokenizer(folder)
     answers = _answer(model, tokenizer, exam, bar)
     kept = divergence.remember(model, _encoded(exam, tokenizer), folder=keep_in, saved_as=folder)
     return Measured(answers, None, _runtime(model)), kept
@@ -44,25 +44,18 @@ def reference(folder: Path, exam: Exam, keep_in: Path, bar: progress.Bar) -> tup
 
 def variant(folder: Path, exam: Exam, against: Reference | None, bar: progress.Bar) -> Measured:
     """Measure a Hugging Face or bitsandbytes folder, with the reference's tokenizer: the exam's template is that one's."""
-    model, _ = _load(folder)
-    tokenizer = loading.load_tokenizer(against.head if against else folder)
+    model, tokenizer = loading.load_model(folder), loading.load_tokenizer(against.head if against else folder)
     answers = _answer(model, tokenizer, exam, bar)
-    kl = divergence.mean_kl(model, _encoded(exam, tokenizer), against) if against else None
+    kl = divergence.mean_kl(model, against) if against else None
     return Measured(answers, kl, _runtime(model))
 
 
 def kl_of_weights(
-    state: Callable[[Path], Mapping[str, torch.Tensor]], path: Path, exam: Exam, against: Reference, bar: progress.Bar
+    state: Callable[[Path], Mapping[str, torch.Tensor]], path: Path, against: Reference, bar: progress.Bar
 ) -> float:
     """Mean KL(reference ‖ weights) in nats, of what `state(path)` yields by the reference's names: a GGUF, dequantized."""
     model = loading.from_weights(against.head, state(path))
-    samples = _encoded(exam, loading.load_tokenizer(against.head))
-    return divergence.mean_kl(model, samples, against)
-
-
-def _load(folder: Path) -> tuple[Any, Any]:
-    model = loading.load_model(folder)
-    return model, loading.load_tokenizer(folder)
+    return divergence.mean_kl(model, against)
 
 
 def _answer(model: Any, tokenizer: Any, exam: Exam, bar: progress.Bar) -> generate.Answers:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.utils import logging as transformers_logging
 
 from llmkit.engine import checkpoints
 from llmkit.errors import FidelityError
@@ -164,16 +165,20 @@ def arguments(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let no library talk over our progress: warnings and loggers are held to errors."""
+    """Let no library talk over our progress: no bars of theirs; warnings and loggers are held to errors."""
     loggers = [logging.getLogger(name) for name in ("transformers", "trl", "peft", "accelerate", "torch")]
     levels = [logger.level for logger in loggers]
+    bars = transformers_logging.is_progress_bar_enabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        transformers_logging.disable_progress_bar()
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:
             yield
         finally:
+            if bars:
+                transformers_logging.enable_progress_bar()
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
 

@@ -48,20 +48,27 @@ class _Pair:
 
 
 def check_export(
-    gguf_path: Path, model_dir: Path, *, template: str, conversations: Sequence[Sequence[Message]], threads: int = 2
+    gguf_path: Path,
+    model_dir: Path,
+    *,
+    template: str,
+    conversations: Sequence[Sequence[Message]],
+    tokenizer: Any = None,
+    threads: int = 2,
 ) -> Facts:
     """Load the file in llama.cpp and compare it with the HF folder it was made of.
 
     Compared are the token ids of `TEXTS`, of every added token and of every conversation as a prompt, each behind a
     special token as a chat puts it, and the prompt itself: what `template` renders. A conversation's last answer is
-    left out. Facts: texts and tokens compared, prompts rendered, and whether an answer to the shortest ended by itself.
+    left out. `tokenizer`: the folder's, where it is loaded already. Facts: texts and tokens compared, prompts rendered,
+    and whether an answer to the shortest ended by itself.
 
     Raises:
         FidelityError: the first difference.
         DataError: the folder has no readable tokenizer, or the template refuses a conversation.
         MachineError: llama.cpp does not load or run the file.
     """
-    tokenizer = _tokenizer(model_dir)
+    tokenizer = tokenizer or _tokenizer(model_dir)
     rows = int(read_json(model_dir / "config.json").get("vocab_size", len(tokenizer)))
     prompts = [prompt for messages in conversations if (prompt := _prompt(messages))]
     with LlamaServer(gguf_path, threads=threads, context=_CONTEXT) as server:

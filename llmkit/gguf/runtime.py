@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from llmkit import progress
 from llmkit.errors import DataError, MachineError
 
 Message = Mapping[str, str]
@@ -78,8 +79,7 @@ class LlamaServer:
             stderr=self._log,
             text=True,
             encoding="utf-8",
-            # Sleep at barriers: threads that spin on a busy core take it from those they wait for (six times slower).
-            env={**os.environ, "OMP_WAIT_POLICY": "passive"},
+            env={**os.environ, **progress.CALM_THREADS},
         )
         threading.Thread(target=self._listen, args=(self._child.stdout,), daemon=True).start()
         try:

@@ -28,7 +28,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     max_new_tokens: int = Field(48, ge=1, description="The longest answer, in tokens.")
     max_samples: int | None = Field(None, ge=1, description="At most so many test dialogues, the first ones; None: all.")
-    batch_size: int = Field(16, ge=1, description="Prompts answered at once by a Hugging Face model.")
+    batch_size: int = Field(32, ge=1, description="Prompts answered at once by a Hugging Face model.")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
         DataError: the test split is empty.
         MachineError: a variant's process died.
     """
+    from llmkit.report import table
+
     questions = _questions(inputs["dataset"].path / "test.jsonl", config.max_samples)
     rows = dict(_measure(config, inputs, questions, out))
     report = summarise(rows, questions, reference="merged" if "merged" in inputs else "base")
@@ -73,6 +75,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
         "kl_dialogues": min(KL_DIALOGUES, len(questions)),
     }
     artifact.write_json(out / "report.json", report)
+    (out / "report.md").write_text(table.markdown(report) + "\n", encoding="utf-8")
     _write_samples(out / "samples.jsonl", questions, rows)
     for warning in report["warnings"]:
         progress.note(f"warning: {warning}")
@@ -222,7 +225,7 @@ def _gguf_row(path: Path, exam: Any, kept: Any) -> Row:
             bar.advance()
         seconds = time.perf_counter() - started
         peak = server.peak_memory_bytes
-    kl, _ = child.run(measure.kl_of_weights, read.state_dict, path, exam, kept, title=f"KL {name}", total=None)
+    kl, _ = child.run(measure.kl_of_weights, read.state_dict, path, kept, title=f"KL {name}", total=None)
     # The EOS that ends an answer is generated as well, though llama.cpp does not hand it out.
     tokens = sum(len(one.tokens) + one.stopped for one in answers)
     return Row(

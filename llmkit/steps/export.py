@@ -30,16 +30,20 @@ class Config(BaseModel):
     types: tuple[Type, ...] = Field(("q8_0", "q4_k_m"), min_length=1, description="The GGUF types to write, one file each.")
 
 
-def check(config_file: Path | None) -> None:
-    """Refuse an architecture that cannot be exported before anything is trained.
+def check(base: Path | None, *, template: str | None) -> None:
+    """Refuse before any work what export would refuse after it. `base`: the model's folder, if it is here.
 
     Raises:
-        UsageError: not supported; names what is.
+        UsageError: the architecture is not supported (names what is), or the base lacks the `template` it is exported with.
     """
-    if config_file:
-        from llmkit.gguf import architectures, tokenizer
+    if base is None:
+        return
+    from llmkit.engine import templates
+    from llmkit.gguf import architectures, tokenizer
 
-        architectures.parse(tokenizer.read_json(config_file), where=str(config_file))
+    architectures.parse(tokenizer.read_json(base / "config.json"), where=str(base))
+    if template:
+        templates.check(template, base)
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
@@ -49,11 +53,12 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
         UsageError: the architecture or its tokenizer is not supported.
         FidelityError: llmkit's file and the model disagree; nothing is published.
     """
-    from llmkit.engine import templates
+    from llmkit.engine import loading, templates
     from llmkit.gguf import convert, fidelity
 
     model = inputs["model"]
     template = templates.resolve("model", model.path)
+    tokenizer = loading.load_tokenizer(model.path)
     facts: Facts = {}
     with progress.track("exporting", total=len(config.types)) as bar:
         for kind in config.types:
@@ -66,7 +71,9 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
                 name="llmkit",
                 metadata={"llmkit.fingerprint": model.fingerprint},
             )
-            proof = fidelity.check_export(path, model.path, template=template.text, conversations=CONVERSATIONS)
+            proof = fidelity.check_export(
+                path, model.path, template=template.text, conversations=CONVERSATIONS, tokenizer=tokenizer
+            )
             facts[kind] = {**written, **proof}
             bar.advance(text=kind)
     return {"types": facts}
