@@ -131,6 +131,8 @@ def expect(folder: Path, *kinds: Kind) -> Artifact:
 
 def publish(staging: Path, final: Path, manifest: Manifest) -> Artifact:
     """Hash what `staging` holds, write its manifest, and move the folder to `final`, whose old artifact it replaces."""
+    for leftover in (MANIFEST, f"{MANIFEST}.tmp"):
+        (staging / leftover).unlink(missing_ok=True)
     files = {
         path.relative_to(staging).as_posix(): {"sha256": sha256_file(path), "size": path.stat().st_size}
         for path in files_in(staging)

@@ -7,8 +7,6 @@ environment or a proof failed; 130 interrupted.
 import json
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -263,20 +261,12 @@ def _do(command: "Callable[[Any], Result]", *, json_: bool, quiet: bool) -> None
     except KeyboardInterrupt:
         typer.echo("interrupted; what was finished is kept, run again to go on", err=True)
         raise SystemExit(130) from None
-    except MemoryError:
-        _fail(errors.MachineError("out of memory", next="free some, or use a smaller model or batch"))
     except BrokenPipeError:
         # Whoever read stdout has gone; there is no one left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(3) from None
-    except OSError as error:
-        _fail(
-            errors.MachineError(
-                error.strerror or str(error), where=str(error.filename or ""), next="free the disk or mend the permissions"
-            )
-        )
     except Exception as error:  # noqa: BLE001 - the one boundary
-        _fail(_bug(error))
+        _fail(errors.told(error))
 
 
 def _sink(*, quiet: bool) -> progress.Sink:
@@ -296,10 +286,3 @@ def _fail(error: errors.LlmkitError) -> NoReturn:
 
 def _usage(what: str) -> NoReturn:
     _fail(errors.UsageError(what, next="see --help"))
-
-
-def _bug(error: Exception) -> errors.LlmkitError:
-    """A mistake of ours, told in one line; the traceback goes to a file."""
-    with tempfile.NamedTemporaryFile("w", prefix="llmkit-", suffix=".log", delete=False, encoding="utf-8") as log:
-        traceback.print_exception(error, file=log)
-    return errors.LlmkitError(f"llmkit has a bug: {type(error).__name__}: {error}", next=f"please report it with {log.name}")

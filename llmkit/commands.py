@@ -9,7 +9,7 @@ from typing import Any
 
 from llmkit import artifact, origin, pipeline, progress, recipe
 from llmkit.artifact import Artifact, Kind
-from llmkit.errors import DataError, FidelityError, RecipeError, UsageError
+from llmkit.errors import DataError, FidelityError, UsageError
 from llmkit.pipeline import Done, Node, Planned
 from llmkit.recipe import Recipe
 
@@ -32,10 +32,13 @@ def run(name: str, overrides: Sequence[str], workspace: Path, *, force: bool) ->
 def step(
     verb: str, name: str | None, overrides: Sequence[str], workspace: Path, *, flags: Sequence[str], force: bool
 ) -> Result:
-    """One step of a recipe, its stale inputs first. `flags`: overrides of this command alone, not remembered."""
+    """One step of a recipe, its stale inputs first. `flags`: the command's own options, as overrides.
+
+    Those that change what later steps build on are remembered with the recipe; `--bits` and `--type` choose for now.
+    """
     given, kept = _recall(workspace, name, overrides)
     chosen = recipe.load(recipe.find(given), [*kept, *flags])
-    _remember(workspace, given, kept)
+    _remember(workspace, given, [*kept, *flags] if verb in ("clean", "finetune", "merge") else kept)
     targets = [node.name for node in pipeline.lay_out(chosen).nodes if verb == node.step.VERB]
     if not targets:
         raise UsageError(
@@ -74,6 +77,7 @@ def list_recipes() -> Result:
 def show_recipe(name: str) -> Result:
     """A recipe as it is written."""
     path = recipe.find(name)
+    recipe.read(path)
     text = path.read_text("utf-8")
     return Result(text.rstrip("\n"), {"path": str(path), "text": text})
 
@@ -113,8 +117,13 @@ def score(predictions: Path, references: Path, output: Path, *, force: bool) -> 
     from llmkit.steps import eval as evaluation
 
     report = evaluation.score_files(predictions, references)
-    _claim(output, force=force)
-    output.mkdir(parents=True)
+    if output.exists() and not force:
+        raise UsageError(
+            "the output is there already",
+            where=str(output),
+            next="name another --output, or --force to replace its report.json",
+        )
+    output.mkdir(parents=True, exist_ok=True)
     artifact.write_json(output / "report.json", report)
     lines = [f"{name:<7} {value:6.2f}" for name, value in report["metrics"].items()]
     lines += [f"{name}: {signature}" for name, signature in report["signatures"].items()]
@@ -161,12 +170,10 @@ def _claim(output: Path, *, force: bool) -> None:
         if output.exists():
             output.rmdir()
         return
-    ours = artifact.load(output) is not None or (output / "report.json").is_file()
+    ours = artifact.load(output) is not None
     if not force or not ours:
         hint = "name another --output" + (", or --force to replace it" if ours else "")
         raise UsageError("the output is there already", where=str(output), next=hint)
-    if artifact.load(output) is None:
-        shutil.rmtree(output)
 
 
 def _settings(job: Alone, name: str | None, overrides: Sequence[str]) -> Recipe:
@@ -176,16 +183,14 @@ def _settings(job: Alone, name: str | None, overrides: Sequence[str]) -> Recipe:
     if name:
         path = recipe.find(name)
         where = str(path)
-        found, _ = recipe.parse(path.read_text("utf-8"), where=where)
-        if not isinstance(found, dict):
-            raise RecipeError("a recipe is a mapping of keys to values", where=where)
-        raw = found
+        raw, _ = recipe.read(path)
     recipe.override(raw, overrides)
     raw.setdefault("name", "alone")
     raw.setdefault("model", job.model or "demo:gemma-3-270m")
     data = raw.get("data")
     raw["data"] = {**(data if isinstance(data, dict) else {}), "sources": [{"path": job.given}]}
-    raw.setdefault(job.verb, {})
+    if raw.get(job.verb) is None:
+        raw[job.verb] = {}
     return recipe.validate(Recipe, raw, where=where)
 
 

@@ -9,6 +9,9 @@ LlmkitError            what, where, next
 └── FidelityError   3  a hand-over that failed its proof; nothing was published
 """
 
+import tempfile
+import traceback
+
 
 class LlmkitError(Exception):
     """One failure in three lines: what happened, where, and what to do next.
@@ -50,6 +53,20 @@ class MachineError(LlmkitError):
 
 class FidelityError(LlmkitError):
     exit_code = 3
+
+
+def told(error: Exception) -> LlmkitError:
+    """Any other exception as one of ours: out of memory, a full or unreadable disk, or a bug whose traceback goes to a file."""
+    text = str(error).strip()
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
+        return MachineError("out of memory", next="free some, or use a smaller model or batch")
+    if isinstance(error, OSError):
+        return MachineError(
+            error.strerror or text, where=str(error.filename or ""), next="free the disk or mend the permissions"
+        )
+    with tempfile.NamedTemporaryFile("w", prefix="llmkit-", suffix=".log", delete=False, encoding="utf-8") as log:
+        traceback.print_exception(error, file=log)
+    return LlmkitError(f"llmkit has a bug: {type(error).__name__}: {text}", next=f"please report it with {log.name}")
 
 
 def _rebuild(kind: type[LlmkitError], what: str, where: str, next: str) -> LlmkitError:

@@ -1,7 +1,7 @@
 """Where a base model or raw dialogues come from: a demo package, a local path, a hub. Knows fingerprints and fetching.
 
-An origin's fingerprint is known before anything is fetched wherever that is possible (demo packages are pinned by hash,
-local files are hashed, a hub snapshot is its commit), so a plan needs neither weights nor a network.
+An origin's fingerprint is known before anything is fetched wherever that is possible: demo packages are pinned by hash, and
+files are hashed. A hub's model that is not on this disk yet can be planned all the same; it is planned again once it is.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from llmkit.artifact import Artifact, Facts, Kind, Manifest
 from llmkit.errors import DataError, MachineError, UsageError
 
 DEMO_EXTRA = "pip install 'llmkit[demo]'"
-DEMO_REVISION = 1
+DEMO_REVISION = 2
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 # Over the names and hashes of a language's files in chatterbot-corpus 1.3.3.
 CHATTERBOT_SHA256 = {
@@ -173,6 +173,8 @@ def _snapshot_origin(label: str, snapshot: Callable[[bool], Path]) -> Origin:
 
     try:
         ready = artifact.foreign(snapshot(True), Kind.MODEL, cache_folder=cache_folder())
+        if not any(name.endswith(".safetensors") for name in ready.manifest.files):
+            raise FileNotFoundError("only the small files of this model are here")
     except (OSError, ValueError):
         # Not on this disk; the plan can be drawn all the same, and is drawn again once it is.
         return Origin(label, artifact.digest("not fetched", label), None, fetch)
@@ -185,8 +187,9 @@ def _demo_model(name: str) -> Origin:
 
     def build(out: Path) -> Facts:
         from llmkit.engine import demo
+        from llmkit.gguf import read
 
-        return demo.materialise_gemma(out, sha256=GEMMA_SHA256)
+        return demo.materialise_gemma(out, sha256=GEMMA_SHA256, weights=read.state_dict)
 
     return _cached(
         f"demo:{name}",
@@ -245,8 +248,10 @@ def _cached(label: str, kind: Kind, *, digest: str, package: str, licence: str, 
     def fetch() -> Artifact:
         if importlib.util.find_spec(package) is None:
             raise MachineError(f"{label} needs the demo packages", where=f"package {package}", next=DEMO_EXTRA)
-        progress.note(f"{label}: {licence}")
+        progress.note(f"licence of {label}: {licence}")
+        # What a killed run left; two that unpack at once are told apart by the process.
         staging = folder.parent / f".building-{folder.name}-{os.getpid()}"
+        shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         try:
             facts = build(staging)

@@ -5,6 +5,7 @@ fingerprints, so whatever changes upstream changes everything after it and nothi
 """
 
 import fcntl
+import glob
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -179,16 +180,17 @@ def plan(chain: Chain, folder: Path, *, force: Sequence[str] = ()) -> list[Plann
 
 
 def _why(node: Node, old: Artifact | None, fingerprint: str, inputs: Mapping[str, str], before: list[Planned]) -> str:
-    stale = [f"{role} ({name})" for role, name in node.inputs.items() for p in before if p.node.name == name and not p.fresh]
     if old is None:
         return "not built yet"
     missing = [name for name, entry in old.manifest.files.items() if not _whole(old.path / name, entry)]
     if missing:
         return f"{missing[0]} is missing or damaged"
-    if old.fingerprint == fingerprint and not stale:
+    stale = {one.node.name for one in before if not one.fresh}
+    fed = {role: name for role, name in node.inputs.items() if name in stale}
+    if old.fingerprint == fingerprint and not fed:
         return ""
-    reasons = [*_changes(old.manifest.config, node.config.model_dump(mode="json")), *(f"its {role} changes" for role in stale)]
-    fed = {role for role, name in node.inputs.items() if any(p.node.name == name and not p.fresh for p in before)}
+    reasons = [*_changes(old.manifest.config, node.config.model_dump(mode="json"))]
+    reasons += [f"its {role} ({name}) changes" for role, name in fed.items()]
     reasons += [f"its {role} changed" for role in inputs if role not in fed and old.manifest.inputs.get(role) != inputs[role]]
     reasons += [f"its {role} is gone" for role in old.manifest.inputs if role not in inputs]
     return "; ".join(reasons) or "llmkit's own step changed"
@@ -289,13 +291,13 @@ def build(step: Any, config: BaseModel, inputs: Mapping[str, Artifact], *, folde
     """
     root = folder.parent / ".staging"
     staging = root / f"{folder.name}-{fingerprint[:16]}"
-    for other in root.glob(f"{folder.name}-*"):
+    for other in root.glob(f"{glob.escape(folder.name)}-{'[0-9a-f]' * 16}"):
         if other != staging or not getattr(step, "RESUMABLE", False):
             shutil.rmtree(other)
     staging.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     facts = step.run(config, inputs, staging)
-    facts = {**facts, "seconds": round(time.perf_counter() - started, 3)}
+    facts = {**facts, "wall_seconds": round(time.perf_counter() - started, 3)}
     manifest = Manifest(
         step.KIND,
         step.VERB,

@@ -114,6 +114,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: anything that does not fit, with the line or the override it stands in.
     """
+    raw, lines = read(path)
+    override(raw, overrides)
+    return validate(Recipe, raw, where=str(path), lines=lines)
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """A recipe's raw mapping, and the line each dotted key stands on.
+
+    Raises:
+        RecipeError: it cannot be read, or is no mapping.
+    """
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise RecipeError("a recipe is at most 1 MB", where=str(path))
@@ -125,8 +136,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(
             "a recipe is a mapping of keys to values", where=str(path), next="see `llmkit recipes show quickstart`"
         )
-    override(raw, overrides)
-    return validate(Recipe, raw, where=str(path), lines=lines)
+    return raw, lines
 
 
 def override(raw: dict[str, Any], assignments: Iterable[str]) -> None:

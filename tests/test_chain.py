@@ -35,8 +35,8 @@ def names_run(found: Any) -> list[str]:
 
 def write_tiny_recipe(folder: Path, model: Path, **finetune: object) -> Path:
     """A recipe of every step on the tiny model, and 60 dialogues for it."""
-    subjects = "猫 狗 鱼 鸟 马 羊 cat dog fish bird horse sheep".split()
-    colours = "红 绿 蓝 黄 白".split()
+    subjects = ["猫", "狗", "鱼", "鸟", "马", "羊", "cat", "dog", "fish", "bird", "horse", "sheep"]
+    colours = ["红", "绿", "蓝", "黄", "白"]
     lines = [
         {
             "messages": [

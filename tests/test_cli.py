@@ -177,7 +177,7 @@ def test_eval_scores_texts_alone_without_torch(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     script = (
         "import sys; from llmkit.cli import app; "
-        "app(['eval', '--predictions', 'p.jsonl', '--references', 'r.jsonl', '--output', 'out', '--json'], standalone_mode=False); "
+        "app('eval --predictions p.jsonl --references r.jsonl --output out --json'.split(), standalone_mode=False); "
         "assert 'torch' not in sys.modules"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -77,6 +77,7 @@ def test_a_hub_snapshot_on_this_disk_is_ready_and_keyed_by_content(tmp_path: Pat
     snapshot = hub / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.safetensors").write_bytes(b"weights")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     found = origin.model("own/er")
     assert found.ready is not None

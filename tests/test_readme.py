@@ -44,7 +44,7 @@ def test_every_command_in_the_readme_runs(tiny_model: Path, tmp_path: Path, monk
     shutil.copytree(tiny_model, "my-model")
     [recipe] = blocks("yaml")
     Path("my-chat.yaml").write_text(recipe, encoding="utf-8")
-    animals = "cat dog fish bird horse sheep 猫 狗 鱼 鸟".split()
+    animals = ["cat", "dog", "fish", "bird", "horse", "sheep", "猫", "狗", "鱼", "鸟"]
     chats = [
         {"messages": [{"role": "user", "content": f"{name} {n * 977}?"}, {"role": "assistant", "content": f"{n * 31} {name}!"}]}
         for n, name in enumerate(animals * 3)

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
-from llmkit import memory, progress
+from llmkit import errors, progress
 from llmkit.errors import LlmkitError, MachineError
 
 PRELOAD = ["llmkit.engine.measure"]
 Result = TypeVar("Result")
 
 
-def run(function: Callable[..., Result], *args: object, title: str, total: int | None = None) -> tuple[Result, int]:
-    """`function(*args, bar)` in a child process; returns its result and the child's peak memory in bytes.
+def run(function: Callable[..., Result], *args: object, title: str, total: int | None = None) -> Result:
+    """`function(*args, bar)` in a child process.
 
     Args:
         function: importable by name; takes a `progress.Bar` last.
@@ -47,7 +47,8 @@ def run(function: Callable[..., Result], *args: object, title: str, total: int |
                 elif kind == "error":
                     raise rest[0]
                 else:
-                    return rest[0], rest[1]
+                    finished: Result = rest[0]
+                    return finished
         except EOFError:
             child.join()
             raise MachineError(
@@ -86,10 +87,11 @@ def _serve(pipe: Connection, function: Callable[..., object], args: tuple[object
     progress.calm_libraries()
     progress.install(relay)
     try:
-        result = function(*args, relay)
-        pipe.send(("done", result, memory.peak_bytes()))
+        pipe.send(("done", function(*args, relay)))
     except LlmkitError as error:
         pipe.send(("error", error))
+    except Exception as error:  # noqa: BLE001 - a boundary as cli.py is: what is raised here must reach the parent
+        pipe.send(("error", errors.told(error)))
 
 
 def _died(code: int | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llmkit import progress
+from llmkit import memory, progress
 from llmkit.engine import divergence, generate, loading
 from llmkit.engine.divergence import Reference
 from llmkit.engine.mask import Encoded, encode
@@ -27,9 +27,13 @@ class Exam:
 
 @dataclass(frozen=True)
 class Measured:
-    """`kl`: mean KL(reference ‖ variant) in nats; None where there is nothing to compare with."""
+    """`kl`: mean KL(reference ‖ variant) in nats; None where there is nothing to compare with.
+
+    `peak_memory_bytes`: host memory of loading and answering, without what measuring the KL adds.
+    """
 
     answers: generate.Answers
+    peak_memory_bytes: int
     kl: float | None
     runtime: str
 
@@ -38,16 +42,18 @@ def reference(folder: Path, exam: Exam, keep_in: Path, bar: progress.Bar) -> tup
     """Measure the model that the others are compared with, and keep its hidden states in `keep_in`."""
     model, tokenizer = loading.load_model(folder), loading.load_tokenizer(folder)
     answers = _answer(model, tokenizer, exam, bar)
+    peak = memory.peak_bytes()
     kept = divergence.remember(model, _encoded(exam, tokenizer), folder=keep_in, saved_as=folder)
-    return Measured(answers, None, _runtime(model)), kept
+    return Measured(answers, peak, None, _runtime(model)), kept
 
 
 def variant(folder: Path, exam: Exam, against: Reference | None, bar: progress.Bar) -> Measured:
     """Measure a Hugging Face or bitsandbytes folder, with the reference's tokenizer: the exam's template is that one's."""
     model, tokenizer = loading.load_model(folder), loading.load_tokenizer(against.head if against else folder)
     answers = _answer(model, tokenizer, exam, bar)
+    peak = memory.peak_bytes()
     kl = divergence.mean_kl(model, against) if against else None
-    return Measured(answers, kl, _runtime(model))
+    return Measured(answers, peak, kl, _runtime(model))
 
 
 def kl_of_weights(

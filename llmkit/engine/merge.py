@@ -1,7 +1,6 @@
 """Adds a LoRA delta to its base and proves that nothing was lost. Knows weights; nothing of recipes."""
 
 import gc
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,9 +53,6 @@ def merge(
         del model
         chosen, rounding = _save(merged, expected, effect, tokenizer, out, dtype=dtype)
         bar.advance(2, text=f"saved as {chosen}")
-    for name in ("chat_template.jinja",):
-        if (adapter / name).is_file() and not (out / name).is_file():
-            shutil.copyfile(adapter / name, out / name)
     return {
         "dtype": chosen,
         "max_logit_difference": parity.max_abs,

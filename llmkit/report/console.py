@@ -94,7 +94,7 @@ class _LiveBar:
 
 
 class Quiet(Plain):
-    """Notes alone: a warning is worth a line even then."""
+    """Warnings and licences alone."""
 
     def open(self, title: str, total: int | None) -> progress.Bar:
         return _SilentBar()
@@ -103,7 +103,7 @@ class Quiet(Plain):
         pass
 
     def note(self, text: str) -> None:
-        if text.startswith("warning"):
+        if text.startswith(("warning", "licence")):
             super().note(text)
 
 

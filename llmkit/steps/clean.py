@@ -151,7 +151,7 @@ class _Sorter:
         if self.quarantined == 1:
             self.first_bad = (source, reason)
         if self.quarantined <= _NAMED:
-            progress.note(f"{source}: {reason}; set aside in quarantined.jsonl")
+            progress.note(f"warning: {source}: {reason}; set aside in quarantined.jsonl")
         raw = entry.raw[: 4 * _RAW_CHARS].decode("utf-8", "backslashreplace").rstrip("\r\n")[:_RAW_CHARS]
         self._quarantined.write(orjson.dumps({"source": source, "reason": reason, "raw": raw}) + b"\n")
 

@@ -171,14 +171,12 @@ def _measure(
         batch_size=config.batch_size,
     )
     scratch = out / "reference.npy"
-    (measured, kept), peak = child.run(measure.reference, folder, exam, out, title=f"eval {reference}", total=len(questions))
-    rows = {reference: _row(measured, peak, inputs[reference].size_bytes)}
+    measured, kept = child.run(measure.reference, folder, exam, out, title=f"eval {reference}", total=len(questions))
+    rows = {reference: _row(measured, inputs[reference].size_bytes)}
     for name in ("base", "int8", "nf4"):
         if name in inputs and name != reference:
-            measured, peak = child.run(
-                measure.variant, inputs[name].path, exam, kept, title=f"eval {name}", total=len(questions)
-            )
-            rows[name] = _row(measured, peak, inputs[name].size_bytes)
+            measured = child.run(measure.variant, inputs[name].path, exam, kept, title=f"eval {name}", total=len(questions))
+            rows[name] = _row(measured, inputs[name].size_bytes)
     yield from sorted(rows.items(), key=lambda item: ("base", "merged", "int8", "nf4").index(item[0]))
     if "gguf" in inputs:
         for path in sorted(inputs["gguf"].path.glob("*.gguf"), key=lambda path: -path.stat().st_size):
@@ -186,7 +184,7 @@ def _measure(
     scratch.unlink()
 
 
-def _row(measured: Any, peak: int, size: int) -> Row:
+def _row(measured: Any, size: int) -> Row:
     from llmkit.metrics.text import clean_output
 
     answers = measured.answers
@@ -194,7 +192,7 @@ def _row(measured: Any, peak: int, size: int) -> Row:
         answers=[clean_output(one.text) for one in answers.items],
         stopped=sum(one.stopped for one in answers.items) / len(answers.items),
         tokens_per_second=answers.tokens_per_second,
-        peak_memory_bytes=peak,
+        peak_memory_bytes=measured.peak_memory_bytes,
         size_bytes=size,
         kl=measured.kl,
         runtime=measured.runtime,
@@ -225,7 +223,7 @@ def _gguf_row(path: Path, exam: Any, kept: Any) -> Row:
             bar.advance()
         seconds = time.perf_counter() - started
         peak = server.peak_memory_bytes
-    kl, _ = child.run(measure.kl_of_weights, read.state_dict, path, kept, title=f"KL {name}", total=None)
+    kl = child.run(measure.kl_of_weights, read.state_dict, path, kept, title=f"KL {name}", total=None)
     # The EOS that ends an answer is generated as well, though llama.cpp does not hand it out.
     tokens = sum(len(one.tokens) + one.stopped for one in answers)
     return Row(

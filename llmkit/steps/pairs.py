@@ -71,7 +71,7 @@ def _generated(records: "list[Record]", base: Path, config: Config) -> "list[Rec
         max_new_tokens=config.max_new_tokens,
         batch_size=BATCH_SIZE,
     )
-    measured, _ = child.run(measure.variant, base, exam, None, title="rejected answers", total=len(asked))
+    measured = child.run(measure.variant, base, exam, None, title="rejected answers", total=len(asked))
     answers = iter(measured.answers.items)
     filled = [one if one.rejected is not None else one._replace(rejected=next(answers).text.strip()) for one in records]
     return [one for one in filled if one.rejected and normalise(one.rejected) != normalise(one.messages[-1]["content"])]
