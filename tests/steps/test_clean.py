@@ -102,7 +102,7 @@ def test_what_is_dropped_can_be_found_again(tmp_path, notes: Notes) -> None:
     assert [entry["source"] for entry in quarantined] == ["chats.jsonl:22", "chats.jsonl:23", "more.ndjson:2"]
     assert quarantined[0]["raw"] == "\\xff\\xfe broken"
     assert "UTF-8" in quarantined[0]["reason"]
-    assert [text.split(": ")[0] for text in notes.notes[:3]] == ["chats.jsonl:22", "chats.jsonl:23", "more.ndjson:2"]
+    assert [text.split(": ")[1] for text in notes.notes[:3]] == ["chats.jsonl:22", "chats.jsonl:23", "more.ndjson:2"]
 
 
 def test_the_first_bad_lines_are_named_and_the_rest_counted(tmp_path, notes: Notes) -> None:
