@@ -98,7 +98,7 @@ def files_of(origin: Artifact) -> list[Path]:
     """The data files of a source artifact, in a stable order."""
     if origin.path.is_file():
         return [origin.path]
-    return [origin.path / name for name in sorted(origin.manifest.files) if Path(name).suffix in DATA_SUFFIXES]
+    return [origin.path / name for name in sorted(origin.manifest.files) if Path(name).suffix.lower() in DATA_SUFFIXES]
 
 
 def _local_source(path: str) -> Artifact:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from llmkit import progress
 from llmkit.artifact import Artifact, Facts, Kind
 from llmkit.errors import DataError, FidelityError
+from llmkit.origin import DATA_SUFFIXES, files_of
 
 if TYPE_CHECKING:
     from llmkit.data.filters import Filter
@@ -26,7 +27,6 @@ REVISION = 1
 KIND = Kind.DATASET
 
 DEFAULT_SEED = 42
-_ENDINGS = (".jsonl", ".json", ".ndjson")
 _RAW_CHARS = 2000  # of a quarantined line that are kept to look at
 _NAMED = 5  # quarantined lines that are told one by one
 _BAR_BYTES = 2**20  # between two moves of the progress bar
@@ -161,14 +161,10 @@ def _files(inputs: Mapping[str, Artifact]) -> dict[str, Path]:
     paths: list[Path] = []
     for role in sorted(inputs, key=lambda role: (len(role), role)):
         artifact = inputs[role]
-        if artifact.path.is_file():
-            paths.append(artifact.path)
-            continue
-        found = [artifact.path / name for name in sorted(artifact.manifest.files) if name.lower().endswith(_ENDINGS)]
+        found = files_of(artifact)
         if not found:
-            raise DataError(
-                "no dialogues here", where=str(artifact.path), next=f"put files that end in {', '.join(_ENDINGS)} there"
-            )
+            endings = ", ".join(sorted(DATA_SUFFIXES))
+            raise DataError("no dialogues here", where=str(artifact.path), next=f"put files that end in {endings} there")
         paths += found
     if not paths:
         raise DataError("nothing to clean", next="name a source: `data.sources` in the recipe, or --input")
