@@ -39,6 +39,7 @@ Workspace = Annotated[Path, typer.Option("--workspace", help="The folder that ho
 Force = Annotated[bool, typer.Option("--force", help="Run even what is fresh; replace an --output that llmkit wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; warnings and errors only.")]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the Python files that the recipe names (clean.custom).")]
 Output = Annotated[Path | None, typer.Option("--output", help="With --input: the folder to write.")]
 Model = Annotated[str | None, typer.Option("--model", help="The base: a hub id, modelscope:ID, ./path or demo:gemma-3-270m.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="An artifact's folder.")]
@@ -52,11 +53,12 @@ def run(
     set_: Overrides = None,
     workspace: Workspace = RUNS,
     force: Force = False,
+    allow_code: AllowCode = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a recipe's whole chain; what is fresh is skipped."""
-    _do(lambda c: c.run(recipe, set_ or [], workspace, force=force), json_=json_, quiet=quiet)
+    _do(lambda c: c.run(recipe, set_ or [], workspace, force=force, allow_code=allow_code), json_=json_, quiet=quiet)
 
 
 @app.command()
@@ -76,18 +78,43 @@ def clean(
     recipe: RecipeOption = None,
     set_: Overrides = None,
     workspace: Workspace = RUNS,
-    input_: Annotated[str | None, typer.Option("--input", help="Clean this file, folder or glob alone.")] = None,
+    input_: Annotated[str | None, typer.Option("--input", help="Clean this file, folder, glob or hub:ID alone.")] = None,
     output: Output = None,
     min_turns: Annotated[int | None, typer.Option("--min-turns", help="Fewest messages in a dialogue.")] = None,
     max_chars: Annotated[int | None, typer.Option("--max-chars", help="Most characters in a message.")] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="With --input: its format. Default: detected.")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="Write messages, sharegpt or alpaca too, for other trainers.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; changes no byte of the result.")] = None,
+    explain: Annotated[
+        str | None,
+        typer.Option("--explain", metavar="ID", help="Tell the story of one record: an id, or FILE:LINE. Cleans nothing."),
+    ] = None,
     force: Force = False,
+    allow_code: AllowCode = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Filter, deduplicate and split raw dialogues."""
-    flags = _flags({"clean.min_turns": min_turns, "clean.max_chars": max_chars})
-    alone = {"given": input_, "output": output}
-    _step("clean", recipe, set_, flags, workspace, alone=alone, force=force, json_=json_, quiet=quiet)
+    if explain:
+        _do(lambda c: c.explain_record(explain, recipe, set_ or [], workspace, output, input_), json_=json_, quiet=quiet)
+        return
+    if format_ and not input_:
+        _usage("--format goes with --input; a recipe's sources have a `format` of their own")
+    rules = {"min_turns": min_turns, "max_chars": max_chars, "to": to, "workers": workers}
+    flags = _flags({f"clean.{key}": value for key, value in rules.items()})
+    alone = {"given": input_, "output": output, "format": format_}
+    _step(
+        "clean",
+        recipe,
+        set_,
+        flags,
+        workspace,
+        alone=alone,
+        force=force,
+        allow_code=allow_code,
+        json_=json_,
+        quiet=quiet,
+    )
 
 
 @app.command()
@@ -100,13 +127,14 @@ def finetune(
     model: Model = None,
     objective: Annotated[str | None, typer.Option("--objective", help="sft or orpo.")] = None,
     force: Force = False,
+    allow_code: AllowCode = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a LoRA adapter."""
     flags = _flags({"finetune.objective": objective, "model": model})
     alone = {"given": input_, "output": output, "model": model}
-    _step("finetune", recipe, set_, flags, workspace, alone=alone, force=force, json_=json_, quiet=quiet)
+    _step("finetune", recipe, set_, flags, workspace, alone=alone, force=force, allow_code=allow_code, json_=json_, quiet=quiet)
 
 
 @app.command()
@@ -118,13 +146,14 @@ def merge(
     output: Output = None,
     model: Model = None,
     force: Force = False,
+    allow_code: AllowCode = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Merge the adapter into its base."""
     flags = _flags({"model": model})
     alone = {"given": input_, "output": output, "model": model}
-    _step("merge", recipe, set_, flags, workspace, alone=alone, force=force, json_=json_, quiet=quiet)
+    _step("merge", recipe, set_, flags, workspace, alone=alone, force=force, allow_code=allow_code, json_=json_, quiet=quiet)
 
 
 @app.command()
@@ -136,13 +165,14 @@ def quantize(
     output: Output = None,
     bits: Annotated[int | None, typer.Option("--bits", help="8 (LLM.int8) or 4 (NF4). Default: what the recipe lists.")] = None,
     force: Force = False,
+    allow_code: AllowCode = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write bitsandbytes INT8 and 4-bit checkpoints."""
     flags = [] if bits is None else [f"quantize=[{{bits: {bits}}}]"]
     alone = {"given": input_, "output": output}
-    _step("quantize", recipe, set_, flags, workspace, alone=alone, force=force, json_=json_, quiet=quiet)
+    _step("quantize", recipe, set_, flags, workspace, alone=alone, force=force, allow_code=allow_code, json_=json_, quiet=quiet)
 
 
 @app.command()
@@ -154,13 +184,14 @@ def export(
     output: Output = None,
     type_: Annotated[list[str] | None, typer.Option("--type", help="f16, q8_0, q5_k_m, q4_k_m or q4_0; repeatable.")] = None,
     force: Force = False,
+    allow_code: AllowCode = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write GGUF files that llama.cpp reads as the model speaks."""
     flags = [f"export.types={json.dumps(type_)}"] if type_ else []
     alone = {"given": input_, "output": output}
-    _step("export", recipe, set_, flags, workspace, alone=alone, force=force, json_=json_, quiet=quiet)
+    _step("export", recipe, set_, flags, workspace, alone=alone, force=force, allow_code=allow_code, json_=json_, quiet=quiet)
 
 
 @app.command("eval")
@@ -174,6 +205,7 @@ def evaluate(
     references: Annotated[Path | None, typer.Option("--references", help="With --predictions: what they should be.")] = None,
     output: Output = None,
     force: Force = False,
+    allow_code: AllowCode = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -184,7 +216,7 @@ def evaluate(
         _do(lambda c: c.score(predictions, references, output, force=force), json_=json_, quiet=quiet)
         return
     alone = {"given": input_, "output": output, "data": data}
-    _step("eval", recipe, set_, [], workspace, alone=alone, force=force, json_=json_, quiet=quiet)
+    _step("eval", recipe, set_, [], workspace, alone=alone, force=force, allow_code=allow_code, json_=json_, quiet=quiet)
 
 
 @recipes_app.command("list")
@@ -231,6 +263,7 @@ def _step(
     *,
     alone: "dict[str, Any]",
     force: bool,
+    allow_code: bool,
     json_: bool,
     quiet: bool,
 ) -> None:
@@ -238,9 +271,18 @@ def _step(
     if bool(alone["given"]) != bool(alone["output"]):
         _usage("--input and --output go together")
     if alone["given"]:
-        _do(lambda c: c.alone(c.Alone(verb, **alone), recipe, [*(set_ or []), *flags], force=force), json_=json_, quiet=quiet)
+        overrides = [*(set_ or []), *flags]
+        _do(
+            lambda c: c.alone(c.Alone(verb, **alone), recipe, overrides, force=force, allow_code=allow_code),
+            json_=json_,
+            quiet=quiet,
+        )
     else:
-        _do(lambda c: c.step(verb, recipe, set_ or [], workspace, flags=flags, force=force), json_=json_, quiet=quiet)
+        _do(
+            lambda c: c.step(verb, recipe, set_ or [], workspace, flags=flags, force=force, allow_code=allow_code),
+            json_=json_,
+            quiet=quiet,
+        )
 
 
 def _flags(values: dict[str, object]) -> list[str]:

@@ -22,15 +22,22 @@ class Result:
     data: Mapping[str, Any]
 
 
-def run(name: str, overrides: Sequence[str], workspace: Path, *, force: bool) -> Result:
+def run(name: str, overrides: Sequence[str], workspace: Path, *, force: bool, allow_code: bool) -> Result:
     """The whole chain of a recipe."""
     chosen = recipe.load(recipe.find(name), overrides)
     _remember(workspace, name, overrides)
-    return _execute(chosen, workspace, targets=None, force=force)
+    return _execute(chosen, workspace, targets=None, force=force, allow_code=allow_code)
 
 
 def step(
-    verb: str, name: str | None, overrides: Sequence[str], workspace: Path, *, flags: Sequence[str], force: bool
+    verb: str,
+    name: str | None,
+    overrides: Sequence[str],
+    workspace: Path,
+    *,
+    flags: Sequence[str],
+    force: bool,
+    allow_code: bool,
 ) -> Result:
     """One step of a recipe, its stale inputs first. `flags`: the command's own options, as overrides.
 
@@ -44,7 +51,46 @@ def step(
         raise UsageError(
             f"the recipe {chosen.name} has no {verb} step", where=given, next=f"add a `{verb}:` section, or use --input"
         )
-    return _execute(chosen, workspace, targets=targets, force=force)
+    return _execute(chosen, workspace, targets=targets, force=force, allow_code=allow_code)
+
+
+def explain_record(
+    record: str, name: str | None, overrides: Sequence[str], workspace: Path, dataset: Path | None, given: str | None
+) -> Result:
+    """`llmkit clean --explain ID`: what became of one record of a dataset, rule by rule.
+
+    The dataset is the folder given, or what the recipe's clean step wrote; the record's own line is looked up in the
+    sources, to show what was changed.
+    """
+    from llmkit.data import rules, story
+    from llmkit.steps import clean
+
+    if dataset is None:
+        chosen, kept = _recall(workspace, name, overrides)
+        loaded = recipe.load(recipe.find(chosen), kept)
+        dataset = workspace / loaded.name / "clean"
+        sources = [source.path for source in loaded.data.sources] if loaded.data else []
+    else:
+        sources = [given] if given else []
+    made = artifact.expect(dataset, Kind.DATASET)
+    end, entry = story.find(made.path, record)
+    config = clean.Config(**made.manifest.config)
+    chain = rules.chain(clean.line_rules(config.model_copy(update={"custom": ()})))
+    lines = story.tell(end, entry, chain, raw=_raw_line(str(entry.get("source", "")), sources))
+    return Result("\n".join(lines), {"end": end, "entry": entry, "story": lines})
+
+
+def _raw_line(source: str, paths: Sequence[str]) -> bytes | None:
+    """The line FILE:LINE as it came, where its file is one of the sources and holds plain JSON lines."""
+    from llmkit.data import story, unpack
+
+    label, _, number = source.rpartition(":")
+    for path in paths:
+        found = origin.source(path).ready
+        for file in origin.files_of(found) if found else ():
+            if label in (file.name, str(file)) and unpack.is_plain(file) and number.isdigit():
+                return story.raw_line(file, int(number))
+    return None
 
 
 def plan(name: str | None, overrides: Sequence[str], workspace: Path) -> Result:
@@ -139,11 +185,13 @@ class Alone:
     output: Path
     model: str | None = None
     data: str | None = None
+    format: str | None = None
 
 
-def alone(job: Alone, name: str | None, overrides: Sequence[str], *, force: bool) -> Result:
+def alone(job: Alone, name: str | None, overrides: Sequence[str], *, force: bool, allow_code: bool) -> Result:
     """One step with `--input` and `--output`; its settings are the recipe's, if one is named, else the defaults."""
-    node, inputs = _ALONE[job.verb](job, _settings(job, name, overrides))
+    settings = _settings(job, name, overrides)
+    node, inputs = _clean_alone(settings, allow_code=allow_code) if job.verb == "clean" else _ALONE[job.verb](job, settings)
     config = node.config.model_dump(mode="json")
     fingerprint = artifact.digest(job.verb, node.step.REVISION, config, {role: one.fingerprint for role, one in inputs.items()})
     known = artifact.load(job.output)
@@ -188,14 +236,15 @@ def _settings(job: Alone, name: str | None, overrides: Sequence[str]) -> Recipe:
     raw.setdefault("name", "alone")
     raw.setdefault("model", job.model or "demo:gemma-3-270m")
     data = raw.get("data")
-    raw["data"] = {**(data if isinstance(data, dict) else {}), "sources": [{"path": job.given}]}
+    raw["data"] = {**(data if isinstance(data, dict) else {}), "sources": [{"path": job.given, "format": job.format}]}
     if raw.get(job.verb) is None:
         raw[job.verb] = {}
     return recipe.validate(Recipe, raw, where=where)
 
 
-def _clean_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifact]]:
-    chain = pipeline.lay_out(settings.model_copy(update={"finetune": None, "export": None, "eval": None, "quantize": ()}))
+def _clean_alone(settings: Recipe, *, allow_code: bool) -> tuple[Node, dict[str, Artifact]]:
+    only = settings.model_copy(update={"finetune": None, "export": None, "eval": None, "quantize": ()})
+    chain = pipeline.lay_out(only, allow_code=allow_code)
     return chain.nodes[0], {role: _here(chain.origins[name]) for role, name in chain.nodes[0].inputs.items()}
 
 
@@ -245,7 +294,6 @@ def _eval_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifact]
 
 
 _ALONE: Mapping[str, Callable[[Alone, Recipe], tuple[Node, dict[str, Artifact]]]] = {
-    "clean": _clean_alone,
     "finetune": _finetune_alone,
     "merge": _merge_alone,
     "quantize": _quantize_alone,
@@ -280,8 +328,8 @@ def _folder(folder: Path, kind: Kind, needs: str) -> Artifact:
     return artifact.foreign(folder, kind, cache_folder=origin.cache_folder())
 
 
-def _execute(chosen: Recipe, workspace: Path, *, targets: Sequence[str] | None, force: bool) -> Result:
-    done = pipeline.execute(chosen, workspace / chosen.name, targets=targets, force=force, report=_tell)
+def _execute(chosen: Recipe, workspace: Path, *, targets: Sequence[str] | None, force: bool, allow_code: bool) -> Result:
+    done = pipeline.execute(chosen, workspace / chosen.name, targets=targets, force=force, allow_code=allow_code, report=_tell)
     data: dict[str, Any] = {"recipe": chosen.name, "folder": str(workspace / chosen.name)}
     data["steps"] = [_outcome(one) for one in done]
     last = done[-1].artifact

@@ -25,10 +25,16 @@ CHATTERBOT_SHA256 = {
     "zh-Hant": "f4c4fce9b9090b62c83c508c98c5739300dc5d71899184ad67d0ab75d9253cbc",
     "en": "b4a44bb2e5e4246ccaf7cbfc7692b9e9bf84ce8fb36940630c6a02e69297cfed",
 }
-DATA_SUFFIXES = {".jsonl", ".ndjson", ".json"}
+_TEXT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+DATA_SUFFIXES = (*_TEXT_ENDINGS, *(text + packed for text in _TEXT_ENDINGS for packed in (".gz", ".zst")), ".parquet", ".arrow")
+# What lies beside data and holds none: written by `datasets`, the hub and ModelScope.
+_ABOUT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "configuration.json"}
 # Weights are safetensors only: nothing of a hub is ever unpickled.
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
+# Data only: no script of a data set is fetched, let alone run.
+HUB_DATA_FILES = (*(f"*{ending}" for ending in DATA_SUFFIXES), "LICENSE*")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SIDES = ("train.jsonl", "valid.jsonl", "test.jsonl")
 
 
 @dataclass(frozen=True)
@@ -71,15 +77,20 @@ def model(reference: str) -> Origin:
 
 
 def source(path: str, *, languages: Sequence[str] | None = None) -> Origin:
-    """Raw dialogues: one file, every data file below a folder, what a glob matches, or demo:chatterbot.
+    """Raw dialogues: a file, every data file below a folder, what a glob matches, a folder that `datasets` saved, a dataset
+    that llmkit made (what it kept), hub:OWNER/NAME[@revision], modelscope:OWNER/NAME[@revision] or demo:chatterbot.
 
     Raises:
         DataError: nothing there, or a language the demo does not have.
+        UsageError: `languages` for anything but the demo, or what is no hub id.
     """
     if path.startswith("demo:"):
         return _demo_source(path.removeprefix("demo:"), languages or ("zh", "en"))
     if languages:
         raise UsageError("`languages` belongs to demo:chatterbot", where=f"data.sources: {path}")
+    scheme, colon, rest = path.partition(":")
+    if colon and scheme in _DATA_SCHEMES:
+        return _DATA_SCHEMES[scheme](rest)
     found = _local_source(path)
     return Origin(path, found.fingerprint, found, lambda: found)
 
@@ -94,19 +105,45 @@ def file(path: str) -> Origin:
     return Origin(path, found.fingerprint, found, lambda: found)
 
 
+def is_data_file(path: Path) -> bool:
+    """Whether a file's name says that it holds records."""
+    return path.name.lower().endswith(DATA_SUFFIXES) and path.name not in _ABOUT_DATA
+
+
 def files_of(origin: Artifact) -> list[Path]:
-    """The data files of a source artifact, in a stable order."""
+    """The data files of a source artifact, in a stable order; a folder that `datasets` saved counts as one."""
     if origin.path.is_file():
         return [origin.path]
-    return [origin.path / name for name in sorted(origin.manifest.files) if Path(name).suffix.lower() in DATA_SUFFIXES]
+    names = [Path(name) for name in sorted(origin.manifest.files)]
+    saved = _saved_folders(names)
+    found: dict[Path, None] = {}  # a set that keeps the order
+    for name in names:
+        # The outermost: a dict of datasets holds a folder for each.
+        folder = next((parent for parent in reversed(name.parents) if parent in saved), None)
+        if folder is not None:
+            found[origin.path / folder] = None
+        elif is_data_file(name):
+            found[origin.path / name] = None
+    return list(found)
+
+
+def _saved_folders(names: Sequence[Path]) -> set[Path]:
+    """The folders among `names` that `datasets` saved."""
+    listed = set(names)
+    single = {name.parent for name in names if name.name == "state.json" and name.with_name("dataset_info.json") in listed}
+    return single | {name.parent for name in names if name.name == "dataset_dict.json"}
 
 
 def _local_source(path: str) -> Artifact:
     place = Path(path).expanduser()
     if not any(sign in path for sign in "*?["):
-        found = artifact.foreign(place, Kind.SOURCE, cache_folder=cache_folder())
+        # Of a dataset that llmkit made, only what it kept: not what it rejected, nor its report.
+        made = artifact.load(place)
+        is_dataset = made is not None and made.manifest.kind is Kind.DATASET
+        members = [place / side for side in _SIDES if (place / side).is_file()] if is_dataset else None
+        found = artifact.foreign(place, Kind.SOURCE, cache_folder=cache_folder(), members=members)
         if not files_of(found):
-            raise DataError("no .jsonl file here", where=path)
+            raise DataError("no data file here", where=path, next=f"known: {', '.join(DATA_SUFFIXES)}")
         return found
     # The fixed part of the pattern is the folder; what follows it is matched there.
     parts = place.parts
@@ -127,55 +164,134 @@ def _local_model(reference: str, path: Path) -> Origin:
     return Origin(reference, found.fingerprint, found, lambda: found)
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What is fetched from a hub. `field`: where a recipe names it; `is_whole`: whether what came can be used."""
+
+    kind: Kind
+    noun: str
+    field: str
+    repo_type: str
+    files: Sequence[str]
+    is_whole: Callable[[Artifact], bool]
+
+
+_MODEL = _Wanted(
+    kind=Kind.MODEL,
+    noun="model",
+    field="model",
+    repo_type="model",
+    files=HUB_FILES,
+    is_whole=lambda found: any(name.endswith(".safetensors") for name in found.manifest.files),
+)
+_DATA = _Wanted(
+    kind=Kind.SOURCE,
+    noun="data set",
+    field="data.sources",
+    repo_type="dataset",
+    files=HUB_DATA_FILES,
+    is_whole=lambda found: bool(files_of(found)),
+)
+
+
 def _hub_model(reference: str) -> Origin:
-    name, _, revision = reference.partition("@")
-    return _snapshot_origin(reference, lambda offline: _hub_snapshot(name, revision or "main", offline=offline))
+    return _hub(_MODEL, reference, label=reference)
 
 
-def _hub_snapshot(name: str, revision: str, *, offline: bool) -> Path:
+def _hub_source(name: str) -> Origin:
+    return _hub(_DATA, name, label=f"hub:{name}")
+
+
+def _hub(wanted: _Wanted, reference: str, *, label: str) -> Origin:
+    name, revision = _identifier(wanted, reference, label=label, default="main")
+    return _snapshot_origin(wanted, label, lambda offline: _hub_snapshot(wanted, name, revision, offline=offline))
+
+
+def _hub_snapshot(wanted: _Wanted, name: str, revision: str, *, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_FILES), local_files_only=offline))
-
-
-def _modelscope_model(name: str) -> Origin:
-    identifier, _, revision = name.partition("@")
-    if not HUB_ID.fullmatch(identifier):
-        raise UsageError("a ModelScope id is OWNER/NAME", where=f"model: modelscope:{name}")
-    return _snapshot_origin(
-        f"modelscope:{name}", lambda offline: _modelscope_snapshot(identifier, revision or "master", offline=offline)
+    found = snapshot_download(
+        name,
+        repo_type=wanted.repo_type,
+        revision=revision,
+        allow_patterns=list(wanted.files),
+        local_files_only=offline,
     )
+    return Path(found)
 
 
-def _modelscope_snapshot(name: str, revision: str, *, offline: bool) -> Path:
+def _modelscope_model(reference: str) -> Origin:
+    return _modelscope(_MODEL, reference)
+
+
+def _modelscope_source(reference: str) -> Origin:
+    return _modelscope(_DATA, reference)
+
+
+def _modelscope(wanted: _Wanted, reference: str) -> Origin:
+    label = f"modelscope:{reference}"
+    name, revision = _identifier(wanted, reference, label=label, default="master")
+    return _snapshot_origin(wanted, label, lambda offline: _modelscope_snapshot(wanted, name, revision, offline=offline))
+
+
+def _modelscope_snapshot(wanted: _Wanted, name: str, revision: str, *, offline: bool) -> Path:
     if importlib.util.find_spec("modelscope") is None:
-        raise MachineError(
-            "ModelScope needs an extra", where=f"model: modelscope:{name}", next="pip install 'llmkit[modelscope]'"
-        )
+        where = f"{wanted.field}: modelscope:{name}"
+        raise MachineError("ModelScope needs an extra", where=where, next="pip install 'llmkit[modelscope]'")
     from modelscope import snapshot_download
+    from modelscope.hub.errors import HubError
 
-    return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_FILES), local_files_only=offline))
+    try:
+        found = snapshot_download(
+            name,
+            repo_type=wanted.repo_type,
+            revision=revision,
+            allow_patterns=list(wanted.files),
+            local_files_only=offline,
+        )
+    except HubError as error:  # which is no OSError, as the hub's errors are
+        raise OSError(str(error)) from error
+    return Path(found)
 
 
-def _snapshot_origin(label: str, snapshot: Callable[[bool], Path]) -> Origin:
-    """A hub's model: ready where its snapshot is on this disk, and then fingerprinted by content."""
+def _identifier(wanted: _Wanted, reference: str, *, label: str, default: str) -> tuple[str, str]:
+    name, _, revision = reference.partition("@")
+    if not HUB_ID.fullmatch(name):
+        raise UsageError(f"the id of a {wanted.noun} is OWNER/NAME", where=f"{wanted.field}: {label}")
+    return name, revision or default
+
+
+def _snapshot_origin(wanted: _Wanted, label: str, snapshot: Callable[[bool], Path]) -> Origin:
+    """A hub's model or data set: ready where its snapshot is on this disk, and then fingerprinted by content."""
+
+    def local(offline: bool) -> Artifact | None:
+        folder = snapshot(offline)
+        if not folder.is_dir() or not any(artifact.files_in(folder)):
+            return None
+        found = artifact.foreign(folder, wanted.kind, cache_folder=cache_folder())
+        return found if wanted.is_whole(found) else None
 
     def fetch() -> Artifact:
         progress.note(f"downloading {label}")
         try:
-            return artifact.foreign(snapshot(False), Kind.MODEL, cache_folder=cache_folder())
+            found = local(False)
         except (OSError, ValueError) as error:
             raise MachineError(
-                f"the model could not be downloaded: {str(error).splitlines()[0]}",
-                where=f"model: {label}",
+                f"the {wanted.noun} could not be downloaded: {(str(error).splitlines() or [type(error).__name__])[0]}",
+                where=f"{wanted.field}: {label}",
                 next="check the id and the network; set HF_ENDPOINT, use modelscope:OWNER/NAME, or give a local folder",
             ) from error
+        if found is None:
+            what = f"this {wanted.noun} holds no file that is safe to read"
+            next_ = f"known: {', '.join(wanted.files)}; a script or a pickle is never run"
+            raise DataError(what, where=f"{wanted.field}: {label}", next=next_)
+        return found
 
     try:
-        ready = artifact.foreign(snapshot(True), Kind.MODEL, cache_folder=cache_folder())
-        if not any(name.endswith(".safetensors") for name in ready.manifest.files):
-            raise FileNotFoundError("only the small files of this model are here")
+        ready = local(True)
     except (OSError, ValueError):
+        ready = None
+    if ready is None:
         # Not on this disk; the plan can be drawn all the same, and is drawn again once it is.
         return Origin(label, artifact.digest("not fetched", label), None, fetch)
     return Origin(label, ready.fingerprint, ready, lambda: ready)
@@ -270,3 +386,4 @@ def _package_folder(package: str) -> Path:
 
 
 _MODEL_SCHEMES: dict[str, Callable[[str], Origin]] = {"demo": _demo_model, "modelscope": _modelscope_model}
+_DATA_SCHEMES: dict[str, Callable[[str], Origin]] = {"hub": _hub_source, "modelscope": _modelscope_source}

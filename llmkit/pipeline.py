@@ -87,8 +87,8 @@ class Done:
     seconds: float
 
 
-def lay_out(recipe: Recipe) -> Chain:
-    """The chain that a recipe describes; a part it leaves out is not run."""
+def lay_out(recipe: Recipe, *, allow_code: bool = False) -> Chain:
+    """The chain that a recipe describes; a part it leaves out is not run. `allow_code`: its Python files may be."""
     origins = {"base": origin.model(recipe.model)}
     nodes: list[Node] = []
     if recipe.data:
@@ -96,7 +96,11 @@ def lay_out(recipe: Recipe) -> Chain:
             f"source.{index}": origin.source(s.path, languages=s.languages) for index, s in enumerate(recipe.data.sources)
         }
         origins |= sources
-        nodes.append(Node("clean", clean, _clean_config(recipe), {role: role for role in sources}))
+        files = {f"rules.{index}": origin.file(path) for index, path in enumerate(clean.rule_files(recipe.clean))}
+        origins |= files
+        config = _clean_config(recipe)
+        check = partial(clean.check, config, allow_code=allow_code)
+        nodes.append(Node("clean", clean, config, {role: role for role in [*sources, *files]}, check))
     model = "base"
     if recipe.finetune:
         if recipe.finetune.template.endswith(".jinja"):
@@ -120,7 +124,16 @@ def lay_out(recipe: Recipe) -> Chain:
 
 def _clean_config(recipe: Recipe) -> clean.Config:
     assert recipe.data
-    return clean.Config(**recipe.clean.model_dump(), split=recipe.data.split, seed=recipe.seed)
+    formats = tuple(source.format for source in recipe.data.sources)
+    found = recipe.data.pairs
+    return clean.Config(
+        **dict(recipe.clean),
+        split=recipe.data.split,
+        seed=recipe.seed,
+        formats=formats if any(formats) else (),
+        score_field=found.rating if found else None,
+        edited_field=found.edited if found else None,
+    )
 
 
 def _training(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Node]:
@@ -221,6 +234,7 @@ def execute(
     *,
     targets: Sequence[str] | None = None,
     force: bool = False,
+    allow_code: bool = False,
     report: Callable[[Done], None] = lambda done: None,
 ) -> list[Done]:
     """Run what is stale among `targets` (default: everything) and what they need.
@@ -230,13 +244,14 @@ def execute(
         folder: its folder in the workspace; locked while this runs.
         targets: names of nodes.
         force: run the targets even where they are fresh.
+        allow_code: Python files that the recipe names may be run.
         report: called as each node is found fresh or finished.
 
     Raises:
         LlmkitError: whatever a check or a step raises; what was published before stays.
     """
     with _locked(folder):
-        chain = lay_out(recipe)
+        chain = lay_out(recipe, allow_code=allow_code)
         names = [node.name for node in chain.nodes]
         wanted = chain.upstream(targets or names)
         forced = (targets or names) if force else ()
@@ -245,7 +260,7 @@ def execute(
         planned = [p for p in plan(chain, folder, force=forced) if p.node.name in wanted]
         if any(not p.fresh for p in planned):
             _check(planned)
-            chain = _fetch(chain, planned, recipe)
+            chain = _fetch(chain, planned, partial(lay_out, recipe, allow_code=allow_code))
             # A hub model's fingerprint is its content, known only now.
             planned = [p for p in plan(chain, folder, force=forced) if p.node.name in wanted]
             _check(planned)
@@ -258,12 +273,12 @@ def _check(planned: Sequence[Planned]) -> None:
             one.node.check()
 
 
-def _fetch(chain: Chain, planned: Sequence[Planned], recipe: Recipe) -> Chain:
+def _fetch(chain: Chain, planned: Sequence[Planned], again: Callable[[], Chain]) -> Chain:
     needed = {name for p in planned if not p.fresh for name in p.node.inputs.values()}
     missing = [found for name, found in chain.origins.items() if name in needed and not found.ready]
     for found in missing:
         found.fetch()
-    return lay_out(recipe) if missing else chain
+    return again() if missing else chain
 
 
 def _run_all(chain: Chain, planned: Sequence[Planned], folder: Path, report: Callable[[Done], None]) -> Iterator[Done]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from llmkit.errors import RecipeError
 from llmkit.steps import clean as clean_step
@@ -31,11 +31,23 @@ M = TypeVar("M", bound=BaseModel)
 class Source(BaseModel):
     model_config = STRICT
     path: str = Field(
-        description="A JSONL file, a folder, a glob (data/*.jsonl), or demo:chatterbot; relative to where you run."
+        description="A file, a folder, a glob (data/*.jsonl), a folder that `datasets` saved, hub:OWNER/NAME, "
+        "modelscope:OWNER/NAME, or demo:chatterbot; relative to where you run. JSON lines, JSON, CSV, Parquet or Arrow, "
+        "also gzip or zstd."
     )
+    format: str | None = Field(None, description="The records' format, where it is not to be detected: messages, sharegpt, …")
     languages: tuple[str, ...] | None = Field(
         None, description="demo:chatterbot only: any of zh, zh-Hant, en (default zh, en)."
     )
+
+    @field_validator("format")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        from llmkit.data.formats import NAMES
+
+        if value is not None and value not in NAMES:
+            raise ValueError(f"no such format; choose from {', '.join(NAMES)}")
+        return value
 
 
 class Data(BaseModel):
@@ -44,7 +56,9 @@ class Data(BaseModel):
     split: clean_step.Split = Field(
         clean_step.Split(), description="Shares of train, valid and test; near-duplicates stay on one side."
     )
-    pairs: pairs_step.Config | None = Field(None, description="ORPO on data without rejected answers: how to make them.")
+    pairs: pairs_step.Config | None = Field(
+        None, description="Preference pairs from ratings, from edits, or made for dialogues without a rejected answer."
+    )
 
 
 # `quantize: {bits: 4}` is as good as a list of one.

@@ -1,11 +1,14 @@
 """Origins: what a recipe's `model:` and `path:` may name, and what is known before anything is fetched."""
 
 import json
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from llmkit import origin
+from llmkit import artifact, origin
 from llmkit.errors import DataError, MachineError, UsageError
 
 
@@ -101,3 +104,148 @@ def test_languages_belong_to_the_demo_data(tmp_path: Path) -> None:
         origin.source(str(tmp_path / "a.jsonl"), languages=["zh"])
     with pytest.raises(UsageError, match="no language 'xx'"):
         origin.source("demo:chatterbot", languages=["xx"])
+
+
+def test_a_folder_gives_its_data_files_whatever_their_ending(tmp_path: Path) -> None:
+    from llmkit.data import unpack
+
+    data = [f"a{ending}" for ending in origin.DATA_SUFFIXES] + ["sub/B.JSONL.GZ"]
+    beside = ["README.md", "load.py", "b.pkl", "c.txt", "d.parquet.gz", "dataset_infos.json", ".hidden.jsonl"]
+    folder = tmp_path / "data"
+    (folder / "sub").mkdir(parents=True)
+    for name in data + beside:
+        (folder / name).write_text("{}")
+    found = origin.source(str(folder)).fetch()
+    assert {path.relative_to(folder).as_posix() for path in origin.files_of(found)} == set(data)
+    assert set(origin.DATA_SUFFIXES) == set(unpack.ENDINGS)
+    for name in data:
+        (folder / name).unlink()
+    with pytest.raises(DataError, match="no data file here") as caught:
+        origin.source(str(folder))
+    assert ".parquet" in caught.value.next
+
+
+def _save(folder: Path, *parts: str) -> None:
+    for part in parts:
+        (folder / part).mkdir(parents=True)
+        for name in ("dataset_info.json", "state.json", "data-00000-of-00001.arrow"):
+            (folder / part / name).write_text("{}")
+
+
+def test_a_folder_that_datasets_saved_is_one_source(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    _save(folder / "one", ".")
+    assert origin.files_of(origin.source(str(folder / "one")).fetch()) == [folder / "one"]
+    _save(folder / "both", "train", "test")
+    (folder / "both" / "dataset_dict.json").write_text("{}")
+    (folder / "c.jsonl").write_text("{}")
+    assert origin.files_of(origin.source(str(folder / "both")).fetch()) == [folder / "both"]
+    everything = origin.files_of(origin.source(str(folder)).fetch())
+    assert everything == [folder / "both", folder / "c.jsonl", folder / "one"]
+
+
+def test_a_dataset_that_llmkit_made_gives_what_it_kept(tmp_path: Path) -> None:
+    staging, made = tmp_path / "staging", tmp_path / "dataset"
+    staging.mkdir()
+    for name in ("train", "valid", "test", "rejected", "quarantined"):
+        (staging / f"{name}.jsonl").write_text("{}")
+    artifact.publish(staging, made, artifact.Manifest(artifact.Kind.DATASET, "clean", "f" * 64, {}, {}))
+    found = origin.source(str(made)).fetch()
+    assert [path.name for path in origin.files_of(found)] == ["test.jsonl", "train.jsonl", "valid.jsonl"]
+    assert found.manifest.kind is artifact.Kind.SOURCE
+    before = found.fingerprint
+    (made / "rejected.jsonl").write_text("other")
+    assert origin.source(str(made)).fingerprint == before
+    (made / "train.jsonl").write_text("other")
+    assert origin.source(str(made)).fingerprint != before
+
+
+def test_a_hub_data_set_on_this_disk_is_ready_and_keyed_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    hub = tmp_path / "hub" / "datasets--own--er"
+    (hub / "refs").mkdir(parents=True)
+    (hub / "refs" / "v1").write_text("a" * 40)
+    snapshot = hub / "snapshots" / ("a" * 40)
+    (snapshot / "data").mkdir(parents=True)
+    (snapshot / "data" / "train.parquet").write_bytes(b"PAR1")
+    (snapshot / "dataset_infos.json").write_text("{}")
+    (snapshot / "er.py").write_text("raise SystemExit")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = origin.source("hub:own/er@v1")
+    assert found.ready is not None
+    assert found.ready.manifest.kind is artifact.Kind.SOURCE
+    assert origin.files_of(found.ready) == [snapshot / "data" / "train.parquet"]
+    (snapshot / "data" / "train.parquet").write_bytes(b"other")
+    assert origin.source("hub:own/er@v1").fingerprint != found.fingerprint
+    assert origin.source("hub:own/er@v2").ready is None
+
+
+def test_a_data_set_is_fetched_as_data_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: dict[str, object] = {}
+
+    def fetch(name: str, **options: object) -> str:
+        if options["local_files_only"]:
+            raise FileNotFoundError("not here")
+        asked.update(options, name=name)
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    (tmp_path / "snapshot").mkdir()
+    found = origin.source("hub:own/er")
+    assert found.ready is None
+    with pytest.raises(DataError, match="this data set holds no file that is safe to read") as caught:
+        found.fetch()
+    assert "never run" in caught.value.next
+    (tmp_path / "snapshot" / "a.csv").write_text("a")
+    assert [path.name for path in origin.files_of(found.fetch())] == ["a.csv"]
+    assert (asked["name"], asked["repo_type"], asked["revision"]) == ("own/er", "dataset", "main")
+    patterns = asked["allow_patterns"]
+    assert isinstance(patterns, list)
+    assert "*.parquet" in patterns
+    assert not any(pattern.endswith(("*", ".py", ".pkl", ".bin")) for pattern in patterns if pattern != "LICENSE*")
+
+
+def test_a_hub_data_set_that_cannot_be_fetched_fails_clearly(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def unreachable(name: str, **options: object) -> str:
+        raise OSError("cannot reach the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(MachineError, match="the data set could not be downloaded: cannot reach the hub") as caught:
+        origin.source("hub:own/er").fetch()
+    assert caught.value.where == "data.sources: hub:own/er"
+
+
+@pytest.mark.parametrize("reference", ["hub:nothing", "modelscope:nothing", "hub:a/b/c", "hub:"])
+def test_what_is_no_id_is_refused_with_exit_2(reference: str) -> None:
+    with pytest.raises(UsageError, match="the id of a data set is OWNER/NAME") as caught:
+        origin.source(reference)
+    assert caught.value.exit_code == 2
+
+
+def test_modelscope_needs_its_extra_and_its_errors_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(origin.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MachineError, match="needs an extra") as caught:
+        origin.source("modelscope:own/er")
+    assert caught.value.where == "data.sources: modelscope:own/er"
+    monkeypatch.undo()
+
+    class HubError(Exception):
+        pass
+
+    def download(name: str, **options: object) -> str:
+        assert (name, options["repo_type"], options["revision"]) == ("own/er", "dataset", "master")
+        raise HubError("no such data set")
+
+    modules = {name: ModuleType(name) for name in ("modelscope", "modelscope.hub", "modelscope.hub.errors")}
+    modules["modelscope"].__dict__.update(snapshot_download=download, __spec__=ModuleSpec("modelscope", None))
+    modules["modelscope.hub.errors"].__dict__.update(HubError=HubError)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(MachineError, match="no such data set"):
+        origin.source("modelscope:own/er").fetch()

@@ -62,7 +62,7 @@ def chain(steps: SimpleNamespace, tmp_path: Path) -> Chain:
 
 
 def run(chain: Chain, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[str]:
-    monkeypatch.setattr(pipeline, "lay_out", lambda recipe: chain)
+    monkeypatch.setattr(pipeline, "lay_out", lambda recipe, **_: chain)
     done = pipeline.execute(None, folder, **options)  # type: ignore[arg-type]
     return [one.planned.node.name for one in done if one.seconds]
 
@@ -185,7 +185,7 @@ def test_what_is_not_here_is_fetched_once_and_planned_anew(
         return ready.ready
 
     absent = replace(chain, origins={"source": Origin("hub", "unknown", None, fetch)})
-    monkeypatch.setattr(pipeline, "lay_out", lambda recipe: chain if fetched else absent)
+    monkeypatch.setattr(pipeline, "lay_out", lambda recipe, **_: chain if fetched else absent)
     pipeline.execute(None, tmp_path / "r")  # type: ignore[arg-type]
     assert fetched == ["x"]
     assert reasons(chain, tmp_path / "r") == {"a": "", "b": "", "c": ""}

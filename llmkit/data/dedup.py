@@ -1,86 +1,118 @@
-"""Which dialogues say the same: exactly (`exact_key`) or nearly (`families`). Knows text; nothing of files or splits.
+"""Which dialogues say nearly the same: near-duplicates to drop, families to keep together. Knows texts and MinHash bands.
 
-Near means a Jaccard similarity of character 3-shingles at or above a threshold, over normalised text. Two dialogues
-belong to one family when they are near in any of three views: everything said, all the user said, all the assistant
-said. So no question or answer of one family nearly repeats one of another. A system message is in none of the views:
-a prompt that a whole data set shares would make one family of it all.
+Families are joined in any of three views: everything said, all the user said, all the assistant said. So no question or
+answer of one family nearly repeats one of another. A system message is in none of the views: a prompt that a whole data
+set shares would make one family of it all.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2b
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from llmkit.data.near import Families, near_families, near_pairs_across
+import numpy as np
+from numpy.typing import NDArray
+
+from llmkit.data.near import Families, Numbers, bands, mix, shingled, signatures, similarity
 from llmkit.data.record import Record
 
 VIEWS: dict[str, tuple[str, ...]] = {"dialogue": ("user", "assistant"), "user": ("user",), "assistant": ("assistant",)}
-_NOISE = re.compile(r"[\W_]+")
+_AT_ONCE = 512  # texts whose signatures are made together: what fits a processor's cache
+_REPRESENTATIVES = 64  # of a bucket that a later text is compared with
+_ALL_PAIRS_UP_TO = 32  # members of a bucket that are each compared with all before them
+_TRIES = 256  # comparisons for one text
+
+Keys = NDArray[np.uint32]
 
 
-class Leak(NamedTuple):
-    """Two records on different sides that are near in a view: their places in the two lists, and how near (0–1)."""
+class Near(NamedTuple):
+    """Text `place` is `similarity` (0–1) like the earlier text `like`."""
 
-    left: int
-    right: int
-    view: str
+    place: int
+    like: int
     similarity: float
 
 
-def exact_key(record: Record) -> bytes:
-    """16 bytes that are equal for dialogues equal but for case and white space; roles and a rejected answer count."""
-    texts = [message["role"] + " " + message["content"] for message in record.messages]
-    if record.rejected is not None:
-        texts.append("rejected " + record.rejected)
-    # NUL is no white space: it stays where one text ends, whatever white space ends it.
-    said = " ".join(" \0 ".join(texts).lower().split())
-    return blake2b(said.encode(), digest_size=16).digest()
+def view(record: Record, name: str) -> str:
+    """All that the roles of a view say, the user's words before the assistant's."""
+    return "".join([message["content"] for role in VIEWS[name] for message in record.messages if message["role"] == role])
 
 
-def normalise(text: str) -> str:
-    """Lower-case letters, digits and Han only; of a text that has none of these, what is not white space."""
-    lower = text.lower()
-    return _NOISE.sub("", lower) or "".join(lower.split())
+def band_keys(texts: Sequence[str], threshold: float) -> Keys:
+    """(texts, bands): texts near one another share a key in some column, all but one pair in a thousand; zeros for no text."""
+    parts = [texts[start : start + _AT_ONCE] for start in range(0, len(texts), _AT_ONCE)]
+    found = [bands(signatures(shingled(part), len(part)), threshold) for part in parts]
+    return np.concatenate(found) if found else bands(signatures(shingled([]), 0), threshold)
 
 
-def view(record: Record, roles: Iterable[str]) -> str:
-    """All that `roles` say in a dialogue, normalised turn by turn; a space keeps turns apart."""
-    return " ".join([normalise(message["content"]) for message in record.messages if message["role"] in roles])
+def near_duplicates(keys: Keys, shingles_of: Callable[[int], Numbers], threshold: float) -> Iterator[Near]:
+    """In order, each text that is near an earlier one which is kept: verified exactly, never dropped on an estimate.
 
-
-def families(records: Sequence[Record], threshold: float) -> Families:
-    """Families of records near-duplicate in any view, found by MinHash and verified exactly.
-
-    MinHash misses a pair right at the threshold about once in ten thousand; `leaks` is exact.
+    `shingles_of(place)` gives a text's shingles, ascending and distinct.
     """
-    found = Families(len(records))
-    for roles in VIEWS.values():
-        places = _places(records, roles)
-        texts = sorted(places)
-        for group in near_families(texts, threshold).groups():
-            members = [index for text in group for index in places[texts[text]]]
-            for other in members[1:]:
-                found.join(members[0], other)
-    return found
+    buckets: dict[tuple[int, int], list[int]] = {}
+    for place in _crowd(keys):
+        row = list(enumerate(keys[place].tolist()))
+        mine = shingles_of(place)
+        found = None
+        for other in _rivals(row, buckets):
+            alike = similarity(mine, shingles_of(other))
+            if alike >= threshold:
+                found = Near(place, other, alike)
+                break
+        if found:
+            yield found
+            continue
+        for bucket in row:
+            buckets.setdefault(bucket, []).append(place)
 
 
-def leaks(left: Sequence[Record], right: Sequence[Record], threshold: float) -> Iterator[Leak]:
-    """Every pair of different texts, one from each side, that is near in a view: exact, and so slower than `families`.
+def join_families(found: Families, keys: Keys, shingles_of: Callable[[int], Numbers], threshold: float) -> None:
+    """Join in `found` all that are near in this view: equal signatures at once, the others once verified."""
+    chosen = _one_of_each(found, keys)
+    buckets: dict[tuple[int, int], list[int]] = {}
+    for index in _crowd(keys[chosen]):
+        place = int(chosen[index])
+        row = list(enumerate(keys[place].tolist()))
+        for other in _rivals(row, buckets):
+            apart = found.root(other) != found.root(place)
+            if apart and similarity(shingles_of(place), shingles_of(other)) >= threshold:
+                found.join(other, place)
+        for bucket in row:
+            members = buckets.setdefault(bucket, [])
+            # Past the first few, a text whose family stands here already is spoken for.
+            if len(members) < _ALL_PAIRS_UP_TO or all(
+                found.root(other) != found.root(place) for other in members[-_REPRESENTATIVES:]
+            ):
+                members.append(place)
 
-    Of records that share a text the first stands for all.
-    """
-    for name, roles in VIEWS.items():
-        here, there = _places(left, roles), _places(right, roles)
-        ours, theirs = sorted(here), sorted(there)
-        for first, second, similarity in near_pairs_across(ours, theirs, threshold):
-            yield Leak(here[ours[first]][0], there[theirs[second]][0], name, similarity)
+
+def _one_of_each(found: Families, keys: Keys) -> NDArray[np.int64]:
+    """Places of the first of each different row; the others with the same row are joined to it."""
+    code = np.zeros(len(keys), dtype=np.uint64)
+    for column in keys.T:
+        code = mix(code ^ column)
+    some = np.flatnonzero(keys.any(axis=1))
+    _, first, inverse = np.unique(code[some], return_index=True, return_inverse=True)
+    repeated = np.flatnonzero(first[inverse] != np.arange(len(some)))
+    for index in repeated.tolist():
+        found.join(int(some[first[inverse[index]]]), int(some[index]))
+    return np.sort(some[first])
 
 
-def _places(records: Sequence[Record], roles: tuple[str, ...]) -> dict[str, list[int]]:
-    """Each text of a view → the records that have it; a record without such a text is left out."""
-    places: dict[str, list[int]] = {}
-    for index, record in enumerate(records):
-        text = view(record, roles)
-        if text.strip():
-            places.setdefault(text, []).append(index)
-    return places
+def _crowd(keys: Keys) -> list[int]:
+    """Places that share a band with another; the others are near to nothing."""
+    shared = np.zeros(len(keys), dtype=bool)
+    for column in keys.T:
+        order = np.argsort(column, kind="stable")
+        equal = column[order[1:]] == column[order[:-1]]
+        shared[order[1:][equal]] = True
+        shared[order[:-1][equal]] = True
+    return np.flatnonzero(shared & keys.any(axis=1)).tolist()
+
+
+def _rivals(row: Sequence[tuple[int, int]], buckets: dict[tuple[int, int], list[int]]) -> list[int]:
+    """Earlier places to compare with, those that share the most bands first."""
+    shared: dict[int, int] = {}
+    for bucket in row:
+        for other in buckets.get(bucket, ())[-_REPRESENTATIVES:]:
+            shared[other] = shared.get(other, 0) + 1
+    return sorted(shared, key=lambda other: (-shared[other], other))[:_TRIES]

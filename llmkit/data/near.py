@@ -1,25 +1,42 @@
-"""Pairs of nearly equal texts: fast by MinHash (`near_families`), or exact (`near_pairs_across`). Knows strings only.
+"""Which texts are nearly equal: MinHash to find them, shingles to be sure. Knows strings and numbers; nothing of records.
 
-Near is Jaccard similarity of the sets of character 3-shingles, at or above a threshold. The fast way is MinHash with
-banding (Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3), each candidate verified exactly.
+Near is Jaccard similarity of the sets of character 3-shingles of normalised text, at or above a threshold. Three code
+points fit into one 64-bit number, so a shingle *is* that number and no two shingles share one. Signatures are made by one
+permutation hashing with optimal densification (Li et al. 2012, arXiv 1208.1259; Shrivastava 2017, arXiv 1703.04664): every
+shingle is hashed once and the smallest hash of each of 128 bins kept. Banding then finds candidates (Broder 1997;
+Leskovec et al., Mining of Massive Datasets, ch. 3).
 """
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from math import ceil
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
-import rensa
 from numpy.typing import NDArray
 
 SHINGLE = 3
-_PERMUTATIONS = 256
-_SEED = 1
-_ROWS_AT_ONCE = 2048  # signatures arrive as lists of Python ints, 10 KB each
-_ALL_PAIRS_UP_TO = 32  # members of a bucket that are each compared with all before them
-_REPRESENTATIVES = 64  # of a bucket that a later member is compared with
-_SETS_KEPT = 16384  # shingle sets at hand for verifying, some 20 KB each
+BINS = 128
+_BITS = 21  # of a code point
+_LETTERS = 0x32400  # no letter or digit stands beyond this code point
+_EMPTY = np.uint32(0xFFFFFFFF)
+_DRAWS = 64  # that an empty bin makes for a filled one before it takes the nearest
 _MISS = 1e-3  # chance to miss one pair right at the threshold that decides the length of a band
+
+Numbers = NDArray[np.uint64]
+Places = NDArray[np.int64]
+
+
+class Shingled(NamedTuple):
+    """Shingles of many texts in one array: `tokens` (n,), and the text that each belongs to, ascending: `owner` (n,)."""
+
+    tokens: Numbers
+    owner: Places
+
+
+def normalise(text: str) -> str:
+    """Lower-case letters, digits and Han only; of a text that has none of these, what is not white space."""
+    points = _letters(_points(text))
+    return points.astype("<u4").tobytes().decode("utf-32-le") if len(points) else "".join(text.lower().split())
 
 
 def shingles(text: str) -> frozenset[str]:
@@ -33,6 +50,130 @@ def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
     """|A ∩ B| / |A ∪ B|, 0 … 1."""
     common = len(first & second)
     return common / (len(first) + len(second) - common)
+
+
+def shingled(texts: Sequence[str]) -> Shingled:
+    """The shingles of many texts, with repetitions; a text without a letter or digit has none.
+
+    Raises:
+        nothing: any text is welcome.
+    """
+    lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    points = _points("".join(texts))
+    points = _table()[np.minimum(points, _LETTERS)]
+    keep = points != 0
+    owner = np.repeat(np.arange(len(texts)), lengths)[keep]
+    return _windows(points[keep].astype(np.uint64), owner)
+
+
+def _windows(points: Numbers, owner: Places) -> Shingled:
+    """Windows of three points of one owner; an owner of one or two points has one window of what there is."""
+    size = len(points)
+    after = np.zeros(size + 2, dtype=np.uint64)
+    after[:size] = points
+    whose = np.full(size + 2, -1, dtype=np.int64)
+    whose[:size] = owner
+    second, third = whose[1:-1] == owner, whose[2:] == owner
+    first = np.ones(size, dtype=bool)
+    first[1:] = owner[1:] != owner[:-1]
+    tokens = (
+        points | np.where(second, after[1:-1] << np.uint64(_BITS), 0) | np.where(third, after[2:] << np.uint64(2 * _BITS), 0)
+    )
+    chosen = third | first
+    return Shingled(tokens[chosen], owner[chosen])
+
+
+def signatures(found: Shingled, count: int) -> NDArray[np.uint32]:
+    """(count, 128) smallest hashes; a text without shingles has a row of 0xFFFFFFFF."""
+    mixed = mix(found.tokens)
+    rows = np.full(count * BINS, _EMPTY, dtype=np.uint32)
+    place = found.owner * BINS + (mixed >> np.uint64(57)).astype(np.int64)
+    np.minimum.at(rows, place, (mixed & np.uint64(0xFFFFFFFE)).astype(np.uint32))
+    return _densified(rows.reshape(count, BINS))
+
+
+def _densified(rows: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Every empty bin takes what a filled one holds; which one depends on the bin and the draw alone, so alike texts agree."""
+    original = rows.copy()
+    which, bins = np.nonzero(rows == _EMPTY)
+    some = (original != _EMPTY).any(axis=1)
+    which, bins = which[some[which]], bins[some[which]]
+    for draw in _draws():
+        if not len(which):
+            return rows
+        taken = original[which, draw[bins]]
+        hit = taken != _EMPTY
+        rows[which[hit], bins[hit]] = taken[hit]
+        which, bins = which[~hit], bins[~hit]
+    for row, empty in zip(which.tolist(), bins.tolist(), strict=True):
+        filled = np.flatnonzero(original[row] != _EMPTY)
+        rows[row, empty] = original[row, filled[np.searchsorted(filled, empty) % len(filled)]]
+    return rows
+
+
+@cache
+def _draws() -> list[Places]:
+    generator = np.random.Generator(np.random.PCG64(1))
+    return [generator.integers(0, BINS, BINS) for _ in range(_DRAWS)]
+
+
+def bands(rows: NDArray[np.uint32], threshold: float) -> NDArray[np.uint32]:
+    """(count, bands) keys: texts near one another at `threshold` share at least one, all but about 1 in 1,000 of them.
+
+    A text without shingles has zeros.
+    """
+    length = _rows(threshold)
+    number = BINS // length
+    keys = np.zeros((len(rows), number), dtype=np.uint64)
+    for step in range(length):
+        # Rows of a band stand far apart: an empty bin often has its neighbour's value.
+        keys = mix(keys ^ rows[:, step * number : (step + 1) * number])
+    short = (keys >> np.uint64(32)).astype(np.uint32)
+    short[rows[:, 0] == _EMPTY] = 0
+    return short
+
+
+def _rows(threshold: float) -> int:
+    """The longest band (the fewest false candidates) that misses a pair at `threshold` at most `_MISS` of the time."""
+    likely = [rows for rows in range(1, 33) if (1 - threshold**rows) ** (BINS // rows) <= _MISS]
+    return max(likely, default=1)
+
+
+def mix(numbers: Numbers) -> Numbers:
+    """The finaliser of SplitMix64 (Steele et al. 2014): a fixed bijection that spreads every bit."""
+    mixed = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def similarity(first: Numbers, second: Numbers) -> float:
+    """Jaccard similarity of two sets, each given as ascending distinct numbers; 0 where one is empty."""
+    common = len(np.intersect1d(first, second, assume_unique=True))
+    return common / max(1, len(first) + len(second) - common)
+
+
+def shingle_set(text: str) -> Numbers:
+    """A text's shingles, ascending and distinct."""
+    return np.unique(shingled([text]).tokens)
+
+
+def _points(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def _letters(points: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    lowered = _table()[np.minimum(points, _LETTERS)]
+    kept: NDArray[np.uint32] = lowered[lowered != 0]
+    return kept
+
+
+@cache
+def _table() -> NDArray[np.uint32]:
+    """Code point → its lower case, or 0 for what is neither letter nor digit; the last entry stands for all beyond."""
+    characters = map(chr, range(_LETTERS))
+    lowered = [(low if len(low := one.lower()) == 1 else one) if one.isalnum() else "\0" for one in characters]
+    return np.array([*map(ord, lowered), 0], dtype=np.uint32)
 
 
 class Families:
@@ -59,123 +200,3 @@ class Families:
         for item in range(len(self._parent)):
             found.setdefault(self.root(item), []).append(item)
         return list(found.values())
-
-
-def near_families(texts: Sequence[str], threshold: float) -> Families:
-    """Families of places in `texts`, joined by verified pairs; MinHash may miss a pair, most likely one at the threshold.
-
-    In a bucket of n texts at most `_REPRESENTATIVES` × n are compared.
-    """
-    found = Families(len(texts))
-    cached = lru_cache(maxsize=_SETS_KEPT)(shingles)
-    for members in _buckets(texts, threshold):
-        kept: list[int] = []
-        for item in members:
-            rivals = kept[-_REPRESENTATIVES:]
-            for other in rivals:
-                if found.root(other) != found.root(item) and jaccard(cached(texts[item]), cached(texts[other])) >= threshold:
-                    found.join(other, item)
-            # Past the first few, a text whose family stands here already is spoken for.
-            if len(kept) < _ALL_PAIRS_UP_TO or all(found.root(other) != found.root(item) for other in rivals):
-                kept.append(item)
-    return found
-
-
-def near_pairs_across(left: Sequence[str], right: Sequence[str], threshold: float) -> Iterator[tuple[int, int, float]]:
-    """Every pair (place in `left`, place in `right`, similarity) at or above `threshold`: exact, none is missed."""
-    if not left or not right:
-        return
-    index = _Index(right, threshold)
-    cached = lru_cache(maxsize=_SETS_KEPT)(shingles)
-    for place, text in enumerate(left):
-        mine = shingles(text)
-        for other in index.candidates(mine):
-            similarity = jaccard(mine, cached(right[other]))
-            if similarity >= threshold:
-                yield place, other, similarity
-
-
-class _Index:
-    """Texts by their rarest shingles: who is near another text shares some of these (prefix filter, Bayardo et al. 2007).
-
-    Put each set in order, rarest first. Two sets with at least `a` members in common share, for every c ≤ a, at least c
-    of their first |set| - a + c; and sets near one another have at least threshold × |set| in common, for either set.
-    """
-
-    _SHARED = 24  # c above: more gives longer lists to count and fewer candidates to verify
-
-    def __init__(self, texts: Sequence[str], threshold: float) -> None:
-        self._threshold = threshold
-        owners: dict[str, int] = {}
-        sets = [shingles(text) for text in texts]
-        for members in sets:
-            for shingle in members:
-                owners[shingle] = owners.get(shingle, 0) + 1
-        ranked = sorted(owners, key=lambda shingle: (owners[shingle], shingle))
-        self._rank = {shingle: rank for rank, shingle in enumerate(ranked)}
-        self._sizes = np.array([len(members) for members in sets])
-        lists: list[list[int]] = [[] for _ in ranked]
-        for place, members in enumerate(sets):
-            for rank in sorted([self._rank[shingle] for shingle in members])[: self._reach(len(members))]:
-                lists[rank].append(place)
-        self._places = [np.array(places, dtype=np.int64) for places in lists]
-
-    def candidates(self, members: frozenset[str]) -> list[int]:
-        """Places of all texts that may be near a text of these shingles."""
-        size = len(members)
-        ranks = sorted([self._rank[shingle] for shingle in members if shingle in self._rank])
-        # A shingle that no text here has is the rarest of all: it takes up a place in the order and leads nowhere.
-        reach = self._reach(size) - (size - len(ranks))
-        lists = [self._places[rank] for rank in ranks[: max(0, reach)]]
-        if not lists:
-            return []
-        shared = np.bincount(np.concatenate(lists))
-        needed = min(self._SHARED, self._common(size))
-        found = np.flatnonzero(shared >= needed)
-        sizes = self._sizes[found]
-        fits = (sizes + 1e-6 >= self._threshold * size) & (size + 1e-6 >= self._threshold * sizes)
-        return [int(place) for place in found[fits]]
-
-    def _common(self, size: int) -> int:
-        """How many members a set of this size has in common with any that is near it, at the least."""
-        return max(1, ceil(self._threshold * size - 1e-6))  # the slack is for rounding
-
-    def _reach(self, size: int) -> int:
-        return min(size, size - self._common(size) + self._SHARED)
-
-
-def _buckets(texts: Sequence[str], threshold: float) -> Iterator[list[int]]:
-    """Groups of two or more texts that agree in all rows of a band, band by band."""
-    if len(texts) < 2:
-        return
-    keys = _band_keys(texts, _rows(threshold))
-    for band in range(keys.shape[1]):
-        column = keys[:, band]
-        order = np.argsort(column, kind="stable")
-        edges = np.flatnonzero(np.diff(column[order])) + 1
-        starts = np.concatenate([[0], edges])
-        ends = np.concatenate([edges, [len(order)]])
-        for index in np.flatnonzero(ends - starts > 1):
-            yield order[starts[index] : ends[index]].tolist()
-
-
-def _band_keys(texts: Sequence[str], rows: int) -> NDArray[np.uint64]:
-    """One 64-bit key per text and band: (texts, bands)."""
-    bands = _PERMUTATIONS // rows
-    keys = np.empty((len(texts), bands), dtype=np.uint64)
-    for start in range(0, len(texts), _ROWS_AT_ONCE):
-        sets = [list(shingles(text)) for text in texts[start : start + _ROWS_AT_ONCE]]
-        digests = rensa.RMinHash.digests_from_token_sets(sets, num_perm=_PERMUTATIONS, seed=_SEED)
-        signature = np.array(digests, dtype=np.uint64)[:, : bands * rows].reshape(len(sets), bands, rows)
-        mixed = np.zeros((len(sets), bands), dtype=np.uint64)
-        for row in range(rows):
-            # A multiplication by a large odd number, modulo 2**64, spreads each row over the key.
-            mixed = (mixed ^ signature[:, :, row]) * np.uint64(0x9E3779B97F4A7C15)
-        keys[start : start + len(sets)] = mixed
-    return keys
-
-
-def _rows(threshold: float) -> int:
-    """The longest band (the fewest false candidates) that misses a pair at `threshold` at most `_MISS` of the time."""
-    likely = [rows for rows in range(1, 33) if (1 - threshold**rows) ** (_PERMUTATIONS // rows) <= _MISS]
-    return max(likely, default=1)

@@ -1,11 +1,11 @@
 """One dialogue in its canonical form and its JSON line. Knows nothing of where dialogues come from or what is done to them."""
 
 from collections.abc import Iterable, Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 import orjson
+from xxhash import xxh3_64_hexdigest
 
 from llmkit.errors import DataError
 
@@ -18,26 +18,38 @@ class Message(TypedDict):
 
 
 class Record(NamedTuple):
-    """A dialogue. `rejected` is the dispreferred alternative to the last assistant message, if there is one.
+    """A dialogue.
 
-    A NamedTuple, not a dataclass: a cleaning run makes hundreds of thousands a second. Treat `messages` as frozen too.
+    `rejected` is the dispreferred alternative to the last assistant message, and `pair` says where that came from
+    ("explicit", "edit", "rating", "shuffle", "generated"); `score` is what a person thought of the last answer, the more the
+    better (thumbs: 1 up, 0 down). A NamedTuple, not a dataclass: a cleaning run makes hundreds of thousands a second.
+    Treat `messages` as frozen too.
     """
 
     messages: list[Message]
     source: str = ""
     rejected: str | None = None
+    pair: str = ""
+    score: float | None = None
 
     @property
     def id(self) -> str:
-        """The first 16 hex digits of SHA-256 over the canonical JSON of what is said; hashed anew at each call."""
+        """16 hex digits that are equal for dialogues that say the same; hashed anew at each call.
+
+        XXH3-64 of the JSON, keys sorted, of the messages, or of [messages, rejected].
+        """
         said = self.messages if self.rejected is None else [self.messages, self.rejected]
-        return sha256(orjson.dumps(said, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+        return xxh3_64_hexdigest(orjson.dumps(said, option=orjson.OPT_SORT_KEYS))
 
     def to_json(self) -> bytes:
-        """One UTF-8 JSON line without its line feed: id, messages, source and, if there is one, rejected."""
-        fields = {"id": self.id, "messages": self.messages, "source": self.source}
+        """One UTF-8 JSON line without its line feed: id, source, messages and, if there are any, rejected, pair and score."""
+        fields: dict[str, object] = {"id": self.id, "source": self.source, "messages": self.messages}
         if self.rejected is not None:
             fields["rejected"] = self.rejected
+        if self.pair:
+            fields["pair"] = self.pair
+        if self.score is not None:
+            fields["score"] = self.score
         return orjson.dumps(fields)
 
     @classmethod
@@ -50,12 +62,16 @@ class Record(NamedTuple):
         try:
             value = orjson.loads(line)
             messages = [Message(role=message["role"], content=message["content"]) for message in value["messages"]]
-            record = cls(messages, value.get("source", ""), value.get("rejected"))
+            extras = (value.get("rejected"), value.get("pair", ""), value.get("score"))
+            record = cls(messages, value.get("source", ""), *extras)
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"not a canonical record: {error}", next="make the dataset with `llmkit clean`") from None
-        texts = [record.source, record.rejected or "", *(text for message in messages for text in message.values())]
-        if not all(isinstance(text, str) for text in texts):
-            raise DataError("not a canonical record: a text is not a string", next="make the dataset with `llmkit clean`")
+        texts = [record.source, record.pair, record.rejected or "", *(text for one in messages for text in one.values())]
+        if not all(isinstance(text, str) for text in texts) or not isinstance(record.score, int | float | None):
+            raise DataError(
+                "not a canonical record: a text is not a string, or its score no number",
+                next="make the dataset with `llmkit clean`",
+            )
         return record
 
 

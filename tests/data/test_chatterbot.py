@@ -3,15 +3,14 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+import orjson
 import pytest
 
+from llmkit.artifact import Kind, foreign
 from llmkit.data.chatterbot import read_corpus
-from llmkit.data.dedup import exact_key
-from llmkit.data.filters import Rejection, dialogue_filter
-from llmkit.data.formats import read
-from llmkit.data.record import Record
-from llmkit.data.split import Shares, split
+from llmkit.data.record import read_records
 from llmkit.errors import DataError
+from llmkit.steps import clean
 
 
 def _corpus(folder: Path, language: str = "english", name: str = "ai.yml", text: str = "") -> Path:
@@ -75,18 +74,17 @@ def _installed() -> Path:
     return Path(spec.origin).parent / "data"
 
 
-def test_the_real_dialogues_split_without_a_leak(brute_leaks) -> None:
+def test_the_real_dialogues_split_without_a_leak(tmp_path, brute_leaks) -> None:
     raw, counts = read_corpus(_installed(), ["zh", "en"])
     assert (counts["conversations"], counts["skipped"]) == (467 + 2026, 1)
-    judge = dialogue_filter(min_turns=2, max_chars=256)
-    kept: dict[bytes, Record] = {}
-    for number, entry in enumerate(raw, 1):
-        record = read(entry, f"demo:{number}")
-        assert isinstance(record, Record)
-        verdict = judge(record)
-        if not isinstance(verdict, Rejection):
-            kept.setdefault(exact_key(verdict), verdict)
-    sides = split(list(kept.values()), shares=Shares(0.8, 0.1, 0.1), near=0.7, seed=42)
-    assert len(sides.test) >= 105
-    assert len(sides.test) == len(sides.valid) == round(0.1 * len(kept))
-    assert brute_leaks(sides, 0.7) == []
+    source = tmp_path / "chatterbot.jsonl"
+    source.write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in raw))
+    out = tmp_path / "out"
+    out.mkdir()
+    facts = clean.run(clean.Config(min_turns=2), {"source.0": foreign(source, Kind.SOURCE)}, out)
+    sides = {name: list(read_records(out / f"{name}.jsonl")) for name in ("train", "valid", "test")}
+    held = sides["valid"] + sides["test"]
+    assert facts["kept"] == sum(map(len, sides.values())) > 1500
+    assert min(len(sides["valid"]), len(sides["test"])) >= 105
+    assert len(held) == pytest.approx(0.2 * facts["kept"], rel=0.25)
+    assert brute_leaks(sides["train"], held, 0.7) == []

@@ -1,68 +1,92 @@
-"""Exact keys, normalised views and families of records."""
+"""Near-duplicates and families of texts, against brute force."""
 
-from hypothesis import given
+import random
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkit.data.dedup import exact_key, families, leaks, normalise, view
+from llmkit.data import dedup
+from llmkit.data.near import Families, shingle_set, similarity
 from llmkit.data.record import Record
 
 
-def exchange(question: str, answer: str, *, system: str = "", rejected: str | None = None) -> Record:
+def exchange(question: str, answer: str, *, system: str = "") -> Record:
     messages = [{"role": "system", "content": system}] if system else []
-    messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return Record(messages, "f:1", rejected)
+    return Record([*messages, {"role": "user", "content": question}, {"role": "assistant", "content": answer}], "f:1")
 
 
-def test_the_exact_key_ignores_case_and_white_space_only() -> None:
-    base = exchange("How are you?", "Fine, thanks")
-    assert exact_key(base) == exact_key(exchange(" how  are\nyou? ", "FINE, thanks\u3000"))
-    others = [
-        exchange("How are you", "Fine, thanks"),
-        exchange("How are you? Fine,", "thanks"),
-        exchange("Fine, thanks", "How are you?"),
-        exchange("How are you?", "Fine, thanks", system="x"),
-        exchange("How are you?", "Fine, thanks", rejected="x"),
-    ]
-    assert len({exact_key(record) for record in [base, *others]}) == 6
+@st.composite
+def edited(draw) -> list[str]:
+    """A few long texts and copies with some characters changed, in any order, with repetitions."""
+    rng = random.Random(draw(st.integers(0, 2**32)))
+    letters = "abcdefghij的一是了我不在人们有"
+    texts: list[str] = []
+    for _ in range(draw(st.integers(1, 4))):
+        seed = [rng.choice(letters) for _ in range(rng.randint(5, 120))]
+        for _ in range(draw(st.integers(1, 12))):
+            copy = list(seed)
+            for _ in range(rng.randint(0, max(1, len(copy) // 8))):
+                copy[rng.randrange(len(copy))] = rng.choice(letters)
+            texts.append("".join(copy))
+    rng.shuffle(texts)
+    return texts
 
 
-@given(st.text(max_size=30))
-def test_normalised_text_is_stable_and_lower_case_without_space(text: str) -> None:
-    once = normalise(text)
-    assert "".join(once.split()) == once
-    assert bool(once) == bool(text.strip())
+def near_pairs(texts: list[str], threshold: float) -> set[tuple[int, int]]:
+    sets = [shingle_set(text) for text in texts]
+    return {(i, j) for j in range(len(texts)) for i in range(j) if similarity(sets[i], sets[j]) >= threshold}
 
 
-def test_normalising_keeps_letters_digits_and_han() -> None:
-    assert normalise("你好，World_2！ ¿Qué?") == "你好world2qué"
-    assert normalise(" ？？ !") == "？？!"
+# Derandomized: MinHash may miss a pair right at the threshold, and a test must not fail once in a thousand runs.
+@settings(derandomize=True, max_examples=150, deadline=None)
+@given(edited(), st.sampled_from([0.6, 0.7, 0.8, 0.9, 1.0]))
+def test_the_first_of_near_duplicates_stays_and_no_two_that_stay_are_near(texts, threshold: float) -> None:
+    keys = dedup.band_keys(texts, threshold)
+    found = list(dedup.near_duplicates(keys, lambda place: shingle_set(texts[place]), threshold))
+    dropped = {one.place for one in found}
+    near = near_pairs(texts, threshold)
+    assert not {(i, j) for i, j in near if not {i, j} & dropped}
+    for one in found:
+        assert (one.like, one.place) in near
+        assert one.like not in dropped
+        assert one.similarity == similarity(shingle_set(texts[one.place]), shingle_set(texts[one.like])) >= threshold
+
+
+@settings(derandomize=True, max_examples=150, deadline=None)
+@given(edited(), st.sampled_from([0.6, 0.7, 0.8, 0.9, 1.0]))
+def test_families_are_those_of_brute_force(texts, threshold: float) -> None:
+    found, wanted = Families(len(texts)), Families(len(texts))
+    dedup.join_families(found, dedup.band_keys(texts, threshold), lambda place: shingle_set(texts[place]), threshold)
+    for one, two in near_pairs(texts, threshold):
+        wanted.join(one, two)
+    assert found.groups() == wanted.groups()
+
+
+def test_texts_without_letters_are_near_to_nothing() -> None:
+    texts = ["！？", "！？", "", ""]
+    keys = dedup.band_keys(texts, 0.8)
+    assert list(dedup.near_duplicates(keys, lambda place: shingle_set(texts[place]), 0.8)) == []
+    found = Families(4)
+    dedup.join_families(found, keys, lambda place: shingle_set(texts[place]), 0.8)
+    assert found.groups() == [[0], [1], [2], [3]]
 
 
 def test_a_view_holds_its_roles_and_never_the_system_message() -> None:
     record = exchange("Who?", "Me.", system="be kind")
-    assert view(record, ("user", "assistant")) == "who me"
-    assert view(record, ("assistant",)) == "me"
+    assert [dedup.view(record, name) for name in dedup.VIEWS] == ["Who?Me.", "Who?", "Me."]
 
 
-def test_records_are_one_family_when_the_question_or_the_answer_nearly_repeats() -> None:
-    records = [
-        exchange("what is the capital of france", "it is paris of course"),
-        exchange("What is the capital of France?", "no idea whatsoever about that"),
-        exchange("tell me about that city up there", "It is Paris, of course!"),
-        exchange("something else entirely, please", "an unrelated reply of some length"),
-    ]
-    assert families(records, 0.7).groups() == [[0, 1, 2], [3]]
+def test_a_bucket_of_thousands_takes_bounded_work() -> None:
+    rng = random.Random(1)
+    stem = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=100))
+    texts = [stem + "".join(rng.choices("0123456789", k=60)) for _ in range(300)]
+    calls = 0
 
+    def counted(place: int):
+        nonlocal calls
+        calls += 1
+        return shingle_set(texts[place])
 
-def test_a_shared_system_message_makes_no_family() -> None:
-    prompt = "You are a helpful, honest and harmless assistant that answers at length."
-    records = [exchange("one two three", "four five six", system=prompt), exchange("甲乙丙丁戊", "子丑寅卯辰", system=prompt)]
-    assert len(families(records, 0.7).groups()) == 2
-
-
-def test_leaks_name_the_view_and_how_near() -> None:
-    left = [exchange("another question", "and its answer"), exchange("hello there friend", "good day to you")]
-    right = [exchange("hello there friend", "go away at once")]
-    found = list(leaks(left, right, 0.7))
-    assert [(leak.left, leak.right, leak.view, leak.similarity) for leak in found] == [(1, 0, "user", 1.0)]
-    assert list(leaks(left[:1], right, 0.7)) == []
+    found = list(dedup.near_duplicates(dedup.band_keys(texts, 0.8), counted, 0.8))
+    assert not found  # alike, but not enough
+    assert calls < len(texts) * 270

@@ -1,115 +1,74 @@
-"""The split: shares, determinism, and no leak by brute force."""
+"""Dealing families to sides: shares in every stratum, and nothing that moves when data is appended."""
 
-import random
+from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkit.data import split as module
-from llmkit.data.near import Families
-from llmkit.data.record import Record
-from llmkit.data.split import Shares, split
-from llmkit.errors import FidelityError
+from llmkit.data.split import TEST, TRAIN, VALID, Shares, deal
 
 SHARES = Shares(0.8, 0.1, 0.1)
+STRATA = st.lists(st.sampled_from([("a", "zh"), ("a", "en"), ("b", "zh")]), max_size=120)
 
 
-def exchange(question: str, answer: str) -> Record:
-    return Record([{"role": "user", "content": question}, {"role": "assistant", "content": answer}], "f:1")
+def sides(strata: list, seed: int = 1, shares: Shares = SHARES, sizes: list[int] | None = None) -> list[int]:
+    groups, place = [], 0
+    for size in sizes or [1] * len(strata):
+        groups.append(list(range(place, place + size)))
+        place += size
+    held = deal(groups, strata, shares=shares, seed=seed)
+    return [held.get(number, TRAIN) for number in range(len(groups))]
 
 
-def unlike(count: int, seed: int = 1) -> list[Record]:
-    """Exchanges with nothing in common."""
-    rng = random.Random(seed)
-    return [exchange(*("".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=20)) for _ in range(2))) for _ in range(count)]
+@given(STRATA, st.integers(0, 99))
+def test_every_ten_families_of_a_stratum_give_one_to_test_and_one_to_valid(strata, seed: int) -> None:
+    dealt = sides(strata, seed)
+    for stratum in set(strata):
+        counts = Counter(side for side, one in zip(dealt, strata, strict=True) if one == stratum)
+        size = sum(counts.values())
+        # A block of ten that is not full may have given its one already, and an empty side takes one from anywhere.
+        assert size // 10 <= counts[TEST] <= -(-size // 10) + 1
+        assert size // 10 <= counts[VALID] <= -(-size // 10) + 1
 
 
-@given(st.integers(10, 400), st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
-def test_shares_are_met_to_the_record_where_nothing_repeats(count: int, seed: int) -> None:
-    sides = split(unlike(count), shares=SHARES, near=0.7, seed=seed)
-    assert len(sides.test) == len(sides.valid) == max(1, round(0.1 * count))
-    assert len(sides.train) == count - len(sides.test) - len(sides.valid)
-    assert sides.families == count
+@given(STRATA, STRATA, st.integers(0, 9))
+def test_data_appended_moves_nothing(strata, more, seed: int) -> None:
+    # A whole block first: where blocks gave a side nothing, it takes one from train.
+    strata = [("a", "zh")] * 10 + strata
+    assert sides(strata + more, seed)[: len(strata)] == sides(strata, seed)
 
 
-@st.composite
-def families(draw) -> list[Record]:
-    records: dict[str, Record] = {}
-    for seed, size in enumerate(draw(st.lists(st.integers(1, 12), min_size=1, max_size=40))):
-        stem = unlike(1, seed)[0]
-        for copy in range(size):
-            record = exchange(stem.messages[0]["content"] + "!" * copy, stem.messages[1]["content"])
-            records[record.id] = record
-    return list(records.values())
+@given(st.integers(3, 200), st.integers(0, 20))
+def test_no_side_with_a_share_is_empty_where_three_families_are(count: int, seed: int) -> None:
+    assert set(sides([("a", "zh")] * count, seed)) == {TRAIN, VALID, TEST}
 
 
-@given(families(), st.integers(0, 9), st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
-def test_a_split_keeps_every_record_once_leaks_nothing_and_ignores_the_order(
-    brute_leaks, records, seed: int, rng: random.Random
-) -> None:
-    sides = split(records, shares=SHARES, near=0.7, seed=seed)
-    assert sorted(record.id for side in sides[:3] for record in side) == sorted(record.id for record in records)
-    assert brute_leaks(sides, 0.7) == []
-    assert len(sides.train) > 0
-    shuffled = rng.sample(records, len(records))
-    assert split(shuffled, shares=SHARES, near=0.7, seed=seed) == sides
+@given(st.integers(1, 12), st.integers(0, 99))
+def test_few_families_leave_one_to_train_on_before_all_else(count: int, seed: int) -> None:
+    assert TRAIN in sides([("a", "zh")] * count, seed)
 
 
-def test_shares_are_met_closely_among_families() -> None:
-    rng = random.Random(3)
-    records = []
-    for seed in range(200):
-        stem = unlike(1, seed)[0]
-        records += [
-            exchange(stem.messages[0]["content"] + "?" * i, stem.messages[1]["content"]) for i in range(rng.randint(1, 9))
-        ]
-    sides = split(records, shares=SHARES, near=0.7, seed=1)
-    assert sides.families == 200
-    assert len(sides.test) == pytest.approx(0.1 * len(records), abs=2)
-    assert len(sides.valid) == pytest.approx(0.1 * len(records), abs=2)
-
-
-def test_a_huge_family_goes_to_train() -> None:
-    stem = unlike(1)[0]
-    huge = [exchange(stem.messages[0]["content"] + "?" * i, stem.messages[1]["content"]) for i in range(60)]
-    sides = split([*huge, *unlike(40, 2)], shares=SHARES, near=0.7, seed=1)
-    assert {record.id for record in huge} <= {record.id for record in sides.train}
-    assert (len(sides.valid), len(sides.test)) == (10, 10)
+def test_a_large_family_goes_to_train() -> None:
+    assert sides([("a", "zh")] * 40, sizes=[1] * 20 + [60] * 20)[20:] == [TRAIN] * 20
 
 
 def test_another_seed_draws_another_test_side() -> None:
-    records = unlike(100)
-    first, second = (split(records, shares=SHARES, near=0.7, seed=seed) for seed in (1, 2))
-    assert {record.id for record in first.test} != {record.id for record in second.test}
+    strata = [("a", "zh")] * 100
+    assert sides(strata, 1) != sides(strata, 2)
+    assert sides(strata, 1) == sides(strata, 1)
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (4, (2, 1, 1))])
-def test_few_records_leave_one_to_train_on_before_all_else(count: int, sizes: tuple[int, int, int]) -> None:
-    sides = split(unlike(count), shares=SHARES, near=0.7, seed=1)
-    assert tuple(len(side) for side in sides[:3]) == sizes
-
-
-def test_a_side_without_a_share_stays_empty() -> None:
-    sides = split(unlike(20), shares=Shares(0.9, 0.0, 0.1), near=0.7, seed=1)
-    assert (len(sides.train), len(sides.valid), len(sides.test)) == (18, 0, 2)
-
-
-def test_a_pair_that_minhash_missed_is_found_and_kept_on_one_side(brute_leaks, monkeypatch) -> None:
-    records = [unlike(1, seed)[0] for seed in range(20)]
-    records += [exchange(record.messages[0]["content"], f"{record.messages[1]['content']}.") for record in records]
-    monkeypatch.setattr(module, "families", lambda records, threshold: Families(len(records)))
-    sides = split(records, shares=SHARES, near=0.7, seed=1)
-    assert brute_leaks(sides, 0.7) == []
-    assert len(sides.test) >= 1
-
-
-def test_a_leak_that_cannot_be_mended_is_a_failed_proof(monkeypatch) -> None:
-    monkeypatch.setattr(module, "_join", lambda *_: None)
-    monkeypatch.setattr(module, "families", lambda records, threshold: Families(len(records)))
-    stem = unlike(1)[0]
-    records = [exchange(stem.messages[0]["content"] + "!" * i, stem.messages[1]["content"]) for i in range(10)]
-    with pytest.raises(FidelityError, match="near-duplicates"):
-        split(records, shares=SHARES, near=0.7, seed=1)
+@pytest.mark.parametrize(
+    ("shares", "counts"),
+    [
+        (Shares(0.9, 0.0, 0.1), (900, 0, 100)),
+        (Shares(0.98, 0.01, 0.01), (980, 10, 10)),
+        (Shares(1.0, 0.0, 0.0), (1000, 0, 0)),
+        (Shares(0.75, 0.2, 0.05), (750, 200, 50)),
+        (Shares(0.8, 1 / 15, 2 / 15), (800, 67, 133)),
+    ],
+)
+def test_any_shares_are_met(shares: Shares, counts: tuple[int, int, int]) -> None:
+    found = Counter(sides([("a", "zh")] * 1000, shares=shares))
+    assert tuple(found[side] for side in (TRAIN, VALID, TEST)) == pytest.approx(counts, abs=1)

@@ -82,7 +82,7 @@ def test_every_line_ends_in_one_place_and_the_counts_add_up(tmp_path, notes: Not
     assert (facts["valid"], facts["test"], facts["families"], facts["with_rejected"]) == (6, 6, 60, 0)
     kept = [record for side in SIDES for record in read_records(tmp_path / "out" / f"{side}.jsonl")]
     assert sorted(record.source for record in kept) == sorted(f"chats.jsonl:{number}" for number in range(1, 61))
-    assert notes.advanced == notes.total - 1  # all bytes but those of the blank line
+    assert notes.advanced == notes.total == source.stat().st_size
 
 
 def test_what_is_dropped_can_be_found_again(tmp_path, notes: Notes) -> None:
@@ -91,13 +91,17 @@ def test_what_is_dropped_can_be_found_again(tmp_path, notes: Notes) -> None:
     other = write(tmp_path / "more.ndjson", [b'{"messages": []}', odd])
     run(tmp_path / "out", source, other, max_bad=0.2)
     rejected = lines_of(tmp_path / "out" / "rejected.jsonl")
+    record = next(read_records(write(tmp_path / "one.jsonl", [chat(0)])))
     assert rejected[0] == {
         "source": "chats.jsonl:21",
+        "rule": "exact duplicates",
         "reason": "duplicate",
-        "detail": "says the same as chats.jsonl:1",
-        "record": chat(0),
+        "detail": f"says the same as {record.id}",
+        "id": record.id,
+        "record": {"id": record.id, "source": "chats.jsonl:21", **chat(0)},
     }
     assert rejected[1]["source"] == "more.ndjson:1"
+    assert rejected[1]["record"] == {"messages": []}
     quarantined = lines_of(tmp_path / "out" / "quarantined.jsonl")
     assert [entry["source"] for entry in quarantined] == ["chats.jsonl:22", "chats.jsonl:23", "more.ndjson:2"]
     assert quarantined[0]["raw"] == "\\xff\\xfe broken"
@@ -150,10 +154,11 @@ def test_a_folder_is_read_file_by_file_and_like_names_keep_their_paths(tmp_path)
 
 def test_a_source_without_dialogues_is_a_data_error(tmp_path) -> None:
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "a.csv").write_text("a,b")
+    (tmp_path / "folder" / "a.txt").write_text("a,b")
     with pytest.raises(DataError, match="no dialogues here"):
         run(tmp_path / "out", tmp_path / "folder")
-    with pytest.raises(DataError, match=r"cannot read \.csv"):
+    (tmp_path / "folder" / "a.csv").write_text("a,b\n")
+    with pytest.raises(DataError, match="the files are empty"):
         run(tmp_path / "out2", tmp_path / "folder" / "a.csv")
     with pytest.raises(DataError, match="nothing to clean"):
         run(tmp_path / "out3")

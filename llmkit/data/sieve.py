@@ -1,0 +1,365 @@
+"""One piece of a data file through the rules: what is kept, dropped and set aside, and why. The same in every process.
+
+A pure function of its task and its spec, so a piece gives the same batch whoever reads it, here, in a pool or on a Ray
+cluster. What needs to know the other pieces (duplicates, the split) is not decided here.
+"""
+
+import gc
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from xxhash import xxh3_64_hexdigest
+
+from llmkit.data import dedup, formats, reading, rules
+from llmkit.data.filters import Changed, Rejection, Rule
+from llmkit.data.language import language
+from llmkit.data.measure import Measures
+from llmkit.data.record import Message, Record
+
+EXAMPLES = 10
+QUARANTINE = "unreadable"
+_RAW_CHARS = 2000  # of a quarantined line that are kept to look at
+_EXCERPT = 200  # characters of an example
+_EXCHANGES = 100  # of a dialogue that the short way knows
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to do with every line. `rules`: the recipe's, as plain values; `near`, `split`: Jaccard thresholds, or None."""
+
+    rules: Mapping[str, Any]
+    near: float | None = None
+    split: float | None = None
+    languages: bool = False
+    every: int = 1  # one line in so many is measured for the report
+    score_field: str | None = None
+    edited_field: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """The lines of `path` that start in bytes [start, end); `line` is the first one's number, `bad` the unreadable ones."""
+
+    label: str
+    path: Path
+    start: int
+    end: int
+    line: int = 1
+    prefer: str | None = None
+    strict: bool = False
+    bad: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+
+
+class Example(NamedTuple):
+    source: str
+    text: str
+    detail: str = ""
+    before: str = ""
+
+
+@dataclass
+class Tally:
+    """What the rules did: counts by rule, and by rule and reason, with the first ten examples of each."""
+
+    removed: Counter[tuple[str, str]] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+    found: Counter[tuple[str, str]] = field(default_factory=Counter)
+    removals: dict[tuple[str, str], list[Example]] = field(default_factory=dict)
+    changes: dict[str, list[Example]] = field(default_factory=dict)
+
+    def add(self, other: "Tally") -> None:
+        """Count in what came later: first examples stay."""
+        for mine, theirs in ((self.removed, other.removed), (self.changed, other.changed), (self.found, other.found)):
+            mine.update(theirs)  # type: ignore[arg-type]
+        for key, examples in other.removals.items():
+            _first(self.removals.setdefault(key, []), examples)
+        for name, examples in other.changes.items():
+            _first(self.changes.setdefault(name, []), examples)
+
+    def remove(self, rule: str, reason: str, example: Callable[[], Example]) -> None:
+        """`example` is asked for only where it is one of the first."""
+        self.removed[rule, reason] += 1
+        examples = self.removals.setdefault((rule, reason), [])
+        if len(examples) < EXAMPLES:
+            examples.append(example())
+
+    def change(self, rule: str, before: Record, after: Record) -> None:
+        self.changed[rule] += 1
+        examples = self.changes.setdefault(rule, [])
+        if len(examples) < EXAMPLES:
+            pairs = zip(before.messages, after.messages, strict=False)
+            old, new = next(((a["content"], b["content"]) for a, b in pairs if a != b), ("", ""))
+            examples.append(Example(before.source, new[:_EXCERPT], before=old[:_EXCERPT]))
+
+
+class Batch(NamedTuple):
+    """What became of one task's lines: `read` = kept (`len(keys)`) + `rejected` + `quarantined`.
+
+    `kept`: canonical lines in one piece, `lengths` (n,) their bytes, `keys` (n,) uint64 ids, `paired` (n,) whether a rejected
+    answer comes along; `near` and `views` (n, bands) MinHash keys; `languages` (n,) names; `lines` counts blank ones too;
+    `first_bad`: where and why.
+    """
+
+    read: int
+    lines: int
+    kept: bytes
+    lengths: NDArray[np.uint32]
+    keys: NDArray[np.uint64]
+    rejected: int
+    rejected_lines: bytes
+    quarantined: int
+    quarantined_lines: bytes
+    first_bad: tuple[str, str]
+    tally: Tally
+    before: Measures
+    after: Measures
+    near: NDArray[np.uint32] | None
+    views: Mapping[str, NDArray[np.uint32]]
+    languages: Sequence[str]
+    paired: NDArray[np.bool_]
+
+
+def sift(task: Task, spec: Spec) -> Batch:
+    """Every line of a task through the rules of `spec`.
+
+    Raises:
+        DataError: the file cannot be read.
+        UsageError: a custom rule failed.
+    """
+    with _no_collector():
+        sieve = _Sieve(task, spec)
+        sieve.run()
+        return sieve.batch()
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    # Parsed lines are trees, which reference counts free; looking through them for cycles costs a tenth of the time.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class _Sieve:
+    """Puts each line of a task where it belongs."""
+
+    def __init__(self, task: Task, spec: Spec) -> None:
+        self.task, self.spec = task, spec
+        self.chain = _chain(orjson.dumps(dict(spec.rules)))
+        self.read = self.lines = 0
+        self.kept: list[bytes] = []  # two pieces for each line
+        self.ids: list[str] = []
+        self.long = 0  # of the kept, how many came the long way and are counted
+        self.rejected: list[bytes] = []
+        self.quarantined: list[bytes] = []
+        self.first_bad = ("", "")
+        self.tally = Tally()
+        self.before, self.after = Measures(), Measures()
+        self.user: list[str] = []
+        self.assistant: list[str] = []
+        self.languages: list[str] = []
+        self.paired: list[int] = []
+        self.needs_texts = spec.near is not None or spec.split is not None
+
+    def run(self) -> None:
+        """The short way where it is the same, line by line where it may not be."""
+        task, line = self.task, self.task.line - 1
+        short = rules.is_basic(self.spec.rules) and task.prefer in (None, "messages") and self.spec.score_field is None
+        if short and self.spec.edited_field is None:
+            line = self._run_short()
+        else:
+            for line, raw in enumerate(reading.lines(task.path, task.start, task.end), task.line):
+                self.line(raw, line)
+        self.lines = line - task.line + 1
+
+    def _run_short(self) -> int:
+        """`line` for every line, but for those that are `{"messages": [{"role", "content"}, …]}` and pass in one go.
+
+        Nine lines in ten come this way, so it is written for speed: one loop, names bound once, and every doubt left to
+        `line`, which gives the same bytes. Returns the last line's number.
+        """
+        task, every, line = self.task, self.spec.every, self.task.line - 1
+        max_chars, known = self.spec.rules["max_chars"], _role_table()
+        least = self.spec.rules["min_turns"] * (1 if self.spec.rules["turn"] == "message" else 2)
+        head = b'{"id":"%b","source":' + _label(task.label).replace(b"%", b"%%") + b':%d",'
+        ids, kept, loads, dumps, blank = self.ids, self.kept, orjson.loads, orjson.dumps, str.isspace
+        aside = self.needs_texts or self.spec.languages
+        for line, raw in enumerate(reading.lines(task.path, task.start, task.end), task.line):
+            value = None
+            try:
+                value = loads(raw)
+                messages = value["messages"]
+                turns = known[tuple([message["role"] for message in messages])]
+                texts = [message["content"] for message in messages]
+                passes = turns >= least and not any(map(blank, texts)) and max(map(len, texts)) <= max_chars and "" not in texts
+            except (ValueError, KeyError, TypeError):
+                self.line(raw, line, value)
+                continue
+            if not line % every or max(map(len, messages)) > 2 or len(value) > 1:
+                self.line(raw, line, value)
+            elif not passes:
+                self.read += 1
+                self._judge(Record(messages, f"{task.label}:{line}"), raw, measured=False)
+            else:
+                said = dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+                if said.find(b"\\") >= 0 and b"\\u0000" in said:
+                    self.line(raw, line, value)
+                    continue
+                name = xxh3_64_hexdigest(dumps(messages, option=orjson.OPT_SORT_KEYS))
+                ids.append(name)
+                kept.append(head % (name.encode(), line))
+                kept.append(said[1:])
+                if aside:
+                    self._set_aside("".join(texts[::2]), "".join(texts[1::2]))
+        self.read += len(ids) - self.long
+        return line
+
+    def line(self, raw: bytes, number: int, value: object = None) -> None:
+        """One line by the long way; `value` is what it holds where that is known."""
+        source = f"{self.task.label}:{number}"
+        if not isinstance(value, dict):
+            if number in self.task.bad:
+                return self._quarantine(*self.task.bad[number], source)
+            if not raw.strip():
+                return None
+            value = reading.parse(raw)
+        record = value if isinstance(value, str) else self._record(value, source)
+        if isinstance(record, str):
+            return self._quarantine(record, raw[: 4 * _RAW_CHARS].decode("utf-8", "backslashreplace"), source)
+        self.read += 1
+        measured = number % self.spec.every == 0
+        if measured:
+            self.before.add(record)
+        return self._judge(record, raw, measured=measured)
+
+    def _record(self, value: dict[str, Any], source: str) -> Record | str:
+        return formats.read(
+            value,
+            source,
+            prefer=self.task.prefer,
+            strict=self.task.strict,
+            score_field=self.spec.score_field,
+            edited_field=self.spec.edited_field,
+        )
+
+    def _judge(self, record: Record, raw: bytes, *, measured: bool) -> None:
+        original = record
+        for name, rule in self.chain:
+            verdict = rule(record)
+            if verdict is record:
+                continue
+            if isinstance(verdict, Rejection):
+                return self._reject(name, verdict, original, raw)
+            if isinstance(verdict, Changed):
+                for kind, count in verdict.found.items():
+                    self.tally.found[name, kind] += count
+                verdict = verdict.record
+            if verdict != record:
+                self.tally.change(name, record, verdict)
+                record = verdict
+        self._keep(record, measured=measured)
+        return None
+
+    def _keep(self, record: Record, *, measured: bool) -> None:
+        if measured:
+            self.after.add(record, place=len(self.ids))
+        self.long += 1
+        self.ids.append(record.id)
+        self.kept += (record.to_json(), b"\n")
+        if record.rejected is not None:
+            self.paired.append(len(self.ids) - 1)
+        if self.needs_texts or self.spec.languages:
+            self._set_aside(dedup.view(record, "user"), dedup.view(record, "assistant"))
+
+    def _set_aside(self, user: str, assistant: str) -> None:
+        if self.spec.languages:
+            self.languages.append(language(user + assistant))
+        if self.needs_texts:
+            self.user.append(user)
+            self.assistant.append(assistant)
+
+    def _reject(self, rule: str, why: Rejection, record: Record, raw: bytes) -> None:
+        # The line goes in as it came: what is dropped must be found again to the byte.
+        came = orjson.Fragment(raw.strip())
+        line = {"source": record.source, "rule": rule, "reason": why.reason, "detail": why.detail, "record": came}
+        self.rejected.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        self.tally.remove(rule, why.reason, lambda: Example(record.source, excerpt(record.messages), why.detail))
+
+    def _quarantine(self, reason: str, raw: str, source: str) -> None:
+        self.read += 1
+        if not self.quarantined:
+            self.first_bad = (source, reason)
+        raw = raw.rstrip("\r\n")[:_RAW_CHARS]
+        self.quarantined.append(orjson.dumps({"source": source, "reason": reason, "raw": raw}) + b"\n")
+        self.tally.remove(QUARANTINE, _kind_of(reason), lambda: Example(source, raw[:_EXCERPT], reason))
+
+    def batch(self) -> Batch:
+        """All of it, in few large pieces: they travel between processes."""
+        near = self.spec.near
+        both = [user + assistant for user, assistant in zip(self.user, self.assistant, strict=True)]
+        views = {"dialogue": both, "user": self.user, "assistant": self.assistant} if self.spec.split else {}
+        paired = np.zeros(len(self.ids), dtype=bool)
+        paired[self.paired] = True
+        return Batch(
+            read=self.read,
+            lines=self.lines,
+            kept=b"".join(self.kept),
+            lengths=np.fromiter(map(len, self.kept), np.uint32, len(self.kept)).reshape(-1, 2).sum(axis=1, dtype=np.uint32),
+            keys=np.frombuffer(bytes.fromhex("".join(self.ids)), dtype=">u8").astype(np.uint64),
+            rejected=len(self.rejected),
+            rejected_lines=b"".join(self.rejected),
+            quarantined=len(self.quarantined),
+            quarantined_lines=b"".join(self.quarantined),
+            first_bad=self.first_bad,
+            tally=self.tally,
+            before=self.before,
+            after=self.after,
+            near=None if near is None else dedup.band_keys(both, near),
+            views={name: dedup.band_keys(texts, self.spec.split or 1) for name, texts in views.items()},
+            languages=self.languages,
+            paired=paired,
+        )
+
+
+def excerpt(messages: Sequence[Message]) -> str:
+    """The beginning of a dialogue, for a reader."""
+    return " ⏎ ".join([message["content"][:_EXCERPT] for message in messages[:4]])[:_EXCERPT]
+
+
+def _first(examples: list[Example], more: Sequence[Example]) -> None:
+    examples.extend(more[: EXAMPLES - len(examples)])
+
+
+def _kind_of(reason: str) -> str:
+    """A reason to count by: what stands before the first colon, without numbers."""
+    return re.sub(r"\d+", "N", reason.partition(":")[0])[:60]
+
+
+@lru_cache(maxsize=8)
+def _chain(rules_json: bytes) -> list[tuple[str, Rule]]:
+    # Word lists and converters take long to build: once for a process.
+    return rules.chain(orjson.loads(rules_json))
+
+
+@lru_cache
+def _role_table() -> dict[tuple[str, ...], int]:
+    """User and assistant in turn, and in how many turns."""
+    return {("user", "assistant") * exchanges: 2 * exchanges for exchanges in range(1, _EXCHANGES + 1)}
+
+
+def _label(name: str) -> bytes:
+    """A source's name within a JSON string, its end left open."""
+    return orjson.dumps(name)[:-1]

@@ -1,0 +1,84 @@
+"""One record's way through cleaning, told line by line. Knows a dataset folder and the rules; nothing of recipes."""
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from llmkit.data import formats, reading
+from llmkit.data.filters import Changed, Rejection, Rule
+from llmkit.data.record import Record
+from llmkit.data.sieve import excerpt
+from llmkit.errors import DataError
+
+ENDS = {
+    "train": "kept, in train",
+    "valid": "kept, in valid",
+    "test": "kept, in test",
+    "rejected": "rejected",
+    "quarantined": "quarantined",
+}
+
+
+def find(folder: Path, name: str) -> tuple[str, dict[str, Any]]:
+    """Where the record `name` (its id, or FILE:LINE) ended, a key of `ENDS`, and its line there.
+
+    Raises:
+        DataError: it is nowhere in this dataset.
+    """
+    keys = [b'"%b":%b' % (key, orjson.dumps(name)) for key in (b"id", b"source")]
+    for end in ENDS:
+        path = folder / f"{end}.jsonl"
+        if not path.is_file():
+            continue
+        for raw in reading.lines(path, 0, path.stat().st_size):
+            # Cheap first: most lines hold neither.
+            if any(key in raw for key in keys):
+                value = orjson.loads(raw)
+                if name in (value.get("id"), value.get("source")):
+                    return end, value
+    raise DataError("no such record in this dataset", where=name, next="give an id, or FILE:LINE as in a record's `source`")
+
+
+def raw_line(path: Path, number: int) -> bytes | None:
+    """Line `number` (from 1) of a file of JSON lines, or None."""
+    return next(islice(reading.lines(path, 0, path.stat().st_size), number - 1, number), None)
+
+
+def tell(end: str, entry: Mapping[str, Any], rules: list[tuple[str, Rule]], *, raw: bytes | None) -> list[str]:
+    """The story in lines. `raw` is the line as it came, where it can be had: without it a kept record's changes are unknown."""
+    lines = [f"{entry.get('source')}" + (f", id {entry['id']}" if "id" in entry else "")]
+    record = _record(entry, raw)
+    if isinstance(record, Record):
+        lines += [f"  {line}" for line in _steps(record, rules)]
+    elif end != "quarantined":
+        lines.append("  the line as it came is not at hand; this is what it became")
+        lines.append(f"  {excerpt(entry.get('messages') or [])}")
+    if "reason" in entry:
+        rule = f"{entry['rule']}: " if "rule" in entry else ""
+        detail = f" ({entry['detail']})" if entry.get("detail") else ""
+        lines.append(f"→ {ENDS[end]} by {rule}{entry['reason']}{detail}" if rule else f"→ {ENDS[end]}: {entry['reason']}")
+    else:
+        lines.append(f"→ {ENDS[end]}")
+    return lines
+
+
+def _record(entry: Mapping[str, Any], raw: bytes | None) -> Record | str | None:
+    value = entry.get("record") if raw is None else reading.parse(raw)
+    return formats.read(value, str(entry.get("source", ""))) if isinstance(value, dict) else None
+
+
+def _steps(record: Record, rules: list[tuple[str, Rule]]) -> Iterator[str]:
+    yield f"read: {excerpt(record.messages)}"
+    for name, rule in rules:
+        verdict = rule(record)
+        if isinstance(verdict, Rejection):
+            yield f"{name}: rejected, {verdict.reason} {verdict.detail}".rstrip()
+            return
+        found = dict(verdict.found) if isinstance(verdict, Changed) else {}
+        after = verdict.record if isinstance(verdict, Changed) else verdict
+        counted = f" ({', '.join(f'{kind} {count}' for kind, count in found.items())})" if found else ""
+        yield f"{name}: " + (f"changed{counted}: {excerpt(after.messages)}" if after != record else f"passed{counted}")
+        record = after
