@@ -95,7 +95,7 @@ def clean(
     quiet: Quiet = False,
 ) -> None:
     """Filter, deduplicate and split raw dialogues."""
-    if explain:
+    if explain is not None:
         _do(lambda c: c.explain_record(explain, recipe, set_ or [], workspace, output, input_), json_=json_, quiet=quiet)
         return
     if format_ and not input_:

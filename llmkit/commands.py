@@ -73,6 +73,10 @@ def explain_record(
     else:
         sources = [given] if given else []
     made = artifact.expect(dataset, Kind.DATASET)
+    if made.manifest.step != clean.VERB:
+        raise UsageError(
+            f"made by {made.manifest.step}, not by clean", where=str(dataset), next="name what `llmkit clean` wrote"
+        )
     end, entry = story.find(made.path, record)
     config = clean.Config(**made.manifest.config)
     chain = rules.chain(clean.line_rules(config.model_copy(update={"custom": ()})))
@@ -207,9 +211,7 @@ def alone(job: Alone, name: str | None, overrides: Sequence[str], *, force: bool
 def _published(job: Alone, made: Artifact, *, fresh: bool) -> Result:
     data = {"step": job.verb, "path": str(job.output), "fresh": fresh, "facts": dict(made.facts), **_report_of(made)}
     lines = [f"{job.verb}: {'fresh, nothing to do' if fresh else 'done'}; {job.output}"]
-    if "report" in data:
-        lines.append(_table(data["report"]))
-    return Result("\n".join(lines), data)
+    return Result("\n".join([*lines, *_shown(made)]), data)
 
 
 def _claim(output: Path, *, force: bool) -> None:
@@ -334,7 +336,7 @@ def _execute(chosen: Recipe, workspace: Path, *, targets: Sequence[str] | None, 
     data["steps"] = [_outcome(one) for one in done]
     last = done[-1].artifact
     data |= _report_of(last)
-    lines = [_table(data["report"])] if "report" in data else []
+    lines = _shown(last)
     ran = sum(one.seconds > 0 for one in done)
     lines.append(f"{chosen.name}: {ran} of {len(done)} steps run, the rest was fresh; {last.path}")
     return Result("\n".join(lines), data)
@@ -360,15 +362,22 @@ def _verdict(one: Planned) -> dict[str, Any]:
 
 
 def _report_of(made: Artifact) -> dict[str, Any]:
-    if made.manifest.kind is not Kind.REPORT:
-        return {}
-    return {"report": json.loads((made.path / "report.json").read_text("utf-8"))}
+    path = made.path / "report.json"
+    return {"report": json.loads(path.read_text("utf-8"))} if path.is_file() else {}
 
 
-def _table(report: Mapping[str, Any]) -> str:
+def _shown(made: Artifact) -> list[str]:
+    """The artifact's report in short: what cleaning dropped, or what was measured."""
+    report = _report_of(made).get("report")
+    if not report:
+        return []
+    if made.manifest.kind is Kind.DATASET:
+        from llmkit.report import cleaning
+
+        return [cleaning.summary(report), f"the whole report: {made.path / 'report.html'}"]
     from llmkit.report import table
 
-    return table.render(report, width=shutil.get_terminal_size((100, 24)).columns, color=False)
+    return [table.render(report, width=shutil.get_terminal_size((100, 24)).columns, color=False)]
 
 
 def _remember(workspace: Path, name: str, overrides: Sequence[str]) -> None:

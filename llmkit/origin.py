@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from llmkit import artifact, progress
 from llmkit.artifact import Artifact, Facts, Kind, Manifest
@@ -63,7 +64,7 @@ def model(reference: str) -> Origin:
     scheme, colon, rest = reference.partition(":")
     if colon and scheme in _MODEL_SCHEMES:
         return _MODEL_SCHEMES[scheme](rest)
-    path = Path(reference).expanduser()
+    path = _place(reference)
     if path.is_dir() or reference.startswith((".", "/", "~")):
         return _local_model(reference, path)
     name = reference.partition("@")[0]
@@ -101,7 +102,7 @@ def file(path: str) -> Origin:
     Raises:
         DataError: it is not there.
     """
-    found = artifact.foreign(Path(path).expanduser(), Kind.SOURCE)
+    found = _foreign(_place(path))
     return Origin(path, found.fingerprint, found, lambda: found)
 
 
@@ -135,13 +136,16 @@ def _saved_folders(names: Sequence[Path]) -> set[Path]:
 
 
 def _local_source(path: str) -> Artifact:
-    place = Path(path).expanduser()
-    if not any(sign in path for sign in "*?["):
+    place = _place(path)
+    # A name may hold the signs of a pattern.
+    if place.exists() or not any(sign in path for sign in "*?["):
         # Of a dataset that llmkit made, only what it kept: not what it rejected, nor its report.
         made = artifact.load(place)
         is_dataset = made is not None and made.manifest.kind is Kind.DATASET
         members = [place / side for side in _SIDES if (place / side).is_file()] if is_dataset else None
-        found = artifact.foreign(place, Kind.SOURCE, cache_folder=cache_folder(), members=members)
+        if place.is_dir():
+            _check_members(place)
+        found = _foreign(place, cache_folder=cache_folder(), members=members)
         if not files_of(found):
             raise DataError("no data file here", where=path, next=f"known: {', '.join(DATA_SUFFIXES)}")
         return found
@@ -149,10 +153,50 @@ def _local_source(path: str) -> Artifact:
     parts = place.parts
     fixed = next(index for index, part in enumerate(parts) if any(sign in part for sign in "*?["))
     root = Path(*parts[:fixed]) if fixed else Path()
-    matched = [member for member in sorted(root.glob(str(Path(*parts[fixed:])))) if member.is_file()]
+    try:
+        found_here = sorted(root.glob(str(Path(*parts[fixed:]))))
+    except ValueError as error:
+        raise DataError(f"not a pattern: {error}", where=path) from None
+    for member in found_here:
+        _check_member(member)
+    matched = [member for member in found_here if member.is_file()]
     if not matched:
         raise DataError("no file matches", where=path)
-    return artifact.foreign(root, Kind.SOURCE, cache_folder=cache_folder(), members=matched)
+    return _foreign(root, cache_folder=cache_folder(), members=matched)
+
+
+def _place(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise DataError("no such home folder", where=path) from None
+
+
+def _check_members(folder: Path) -> None:
+    """That no part of a folder goes unread without a word: a folder that is closed, a link to nothing, a pipe."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise DataError(f"cannot read the folder: {error.strerror}", where=str(error.filename)) from None
+
+    for root, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(root, name) for name in names if not name.startswith(".")):
+            _check_member(path)
+
+
+def _check_member(path: Path) -> None:
+    if is_data_file(path) and not path.is_file() and not path.is_dir():
+        raise DataError("a pipe, or a link to nothing", where=str(path), next="mend or remove it")
+
+
+def _foreign(place: Path, *, cache_folder: Path | None = None, members: Sequence[Path] | None = None) -> Artifact:
+    if place.exists() and not place.is_file() and not place.is_dir():
+        # Every file is read twice, and a pipe may have no end.
+        raise DataError("neither a file nor a folder", where=str(place), next="write what it gives to a file first")
+    try:
+        return artifact.foreign(place, Kind.SOURCE, cache_folder=cache_folder, members=members)
+    except UnicodeEncodeError:
+        raise DataError("a file's name is not UTF-8", where=str(place), next="rename it") from None
 
 
 def _local_model(reference: str, path: Path) -> Origin:

@@ -311,7 +311,13 @@ def build(step: Any, config: BaseModel, inputs: Mapping[str, Artifact], *, folde
             shutil.rmtree(other)
     staging.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    facts = step.run(config, inputs, staging)
+    try:
+        facts = step.run(config, inputs, staging)
+    except BaseException:
+        # What a failed step has written helps no one, and may be what filled the disk.
+        if not getattr(step, "RESUMABLE", False):
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
     facts = {**facts, "wall_seconds": round(time.perf_counter() - started, 3)}
     manifest = Manifest(
         step.KIND,

@@ -1,6 +1,6 @@
 """The report of a cleaning run, as plain values: `report/cleaning.py` draws it. Knows what was counted; nothing of files."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llmkit.data import rules
@@ -25,7 +25,7 @@ def report(
     ran = list(_rules(outcome, spec, config))
     kept = None if arranged is None else {one for one in outcome.after if arranged.sides[one.place] < len(outcome.sides)}
     return {
-        "name": "dialogues",
+        "name": _name(list(sizes)),
         "sources": [{"label": name, "bytes": size, "read": outcome.by_source.get(name, 0)} for name, size in sizes.items()],
         "read": outcome.read,
         "kept": outcome.kept,
@@ -42,6 +42,10 @@ def report(
         "split": None if arranged is None or not arranged.families else _split(outcome, arranged, config),
         "config": dict(config),
     }
+
+
+def _name(sources: Sequence[str]) -> str:
+    return f"{sources[0]} and {len(sources) - 1} more" if len(sources) > 1 else sources[0]
 
 
 def _rules(outcome: Outcome, spec: Spec, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

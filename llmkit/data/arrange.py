@@ -86,13 +86,16 @@ class Arranger:
             keys = _joined(self._sifting.views[view])
             keys[dropped] = 0
             dedup.join_families(found, keys, self._store.shingles(view), near)
-        groups = [group for group in found.groups() if not dropped[group[0]]]
+        families = {group[0]: group for group in found.groups() if not dropped[group[0]]}
+        # What was no one's relative when it came has a place of its own in the deal, also where a later one tied it to another.
+        openers = [place for place in np.flatnonzero(~dropped).tolist() if not found.tied[place]]
+        groups = [families.get(place, []) for place in openers]
         names = {code: name for name, code in self._sifting.names.items()}
         codes = np.concatenate(self._sifting.strata)
-        strata = [names[int(codes[group[0]])] for group in groups]
+        strata = [names[int(codes[place])] for place in openers]
         for number, side in deal(groups, strata, shares=shares, seed=seed).items():
             self.result.sides[groups[number]] = side
-        self.result.families = len(groups)
+        self.result.families = len(families)
         self._mend(found, near)
         for place in np.flatnonzero(~dropped).tolist():
             counts = self.result.strata.setdefault(names[int(codes[place])], [0, 0, 0])

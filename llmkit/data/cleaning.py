@@ -105,14 +105,14 @@ class Sifting:
     ) -> None:
         ends = np.cumsum(lengths, dtype=np.int64)
         stay: list[bytes] = []
-        for place in range(len(keys)):
-            line = kept[int(ends[place]) - int(lengths[place]) : int(ends[place])]
-            if fresh[place]:
-                stay.append(line)
-            else:
-                name = f"{int(keys[place]):016x}"
-                self.reject(EXACT, "duplicate", f"says the same as {name}", line)
-        _write(self._kept, b"".join(stay))
+        done = 0
+        for place in np.flatnonzero(~fresh).tolist():
+            end = int(ends[place])
+            start = end - int(lengths[place])
+            stay.append(kept[done:start])
+            self.reject(EXACT, "duplicate", f"says the same as {int(keys[place]):016x}", kept[start:end])
+            done = end
+        _write(self._kept, b"".join([*stay, kept[done:]]))
 
     def reject(self, rule: str, reason: str, detail: str, line: bytes) -> None:
         """Drop a canonical line that was sifted."""

@@ -41,6 +41,10 @@ def load(path: Path) -> Rule:
         answer = _call(judge, record, path)
         if answer is None:
             return Rejection(name)
+        if isinstance(answer, str) and not _is_text(answer):
+            raise UsageError(
+                "judge answered a reason that is no Unicode text", where=f"{path}, for {record.source}", next=_NEXT
+            )
         if isinstance(answer, str):
             return Rejection(f"custom:{answer[:_REASON_CHARS]}", answer[_REASON_CHARS:] and answer)
         kept = _record(answer, record, path)

@@ -73,8 +73,9 @@ def join_families(found: Families, keys: Keys, shingles_of: Callable[[int], Numb
         place = int(chosen[index])
         row = list(enumerate(keys[place].tolist()))
         for other in _rivals(row, buckets):
-            apart = found.root(other) != found.root(place)
-            if apart and similarity(shingles_of(place), shingles_of(other)) >= threshold:
+            # Of one family by way of a later text is not yet tied to an earlier one.
+            unknown = not found.tied[place] or found.root(other) != found.root(place)
+            if unknown and similarity(shingles_of(place), shingles_of(other)) >= threshold:
                 found.join(other, place)
         for bucket in row:
             members = buckets.setdefault(bucket, [])
@@ -102,7 +103,7 @@ def _crowd(keys: Keys) -> list[int]:
     """Places that share a band with another; the others are near to nothing."""
     shared = np.zeros(len(keys), dtype=bool)
     for column in keys.T:
-        order = np.argsort(column, kind="stable")
+        order = np.argsort(column)
         equal = column[order[1:]] == column[order[:-1]]
         shared[order[1:][equal]] = True
         shared[order[:-1][equal]] = True

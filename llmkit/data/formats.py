@@ -17,6 +17,7 @@ Raw = Mapping[str, Any]
 Messages = list[Message]
 
 VOTERS = 1000
+MAX_MESSAGES = 100_000  # no dialogue has more, and a few of a million would fill memory
 PAIRS = frozenset({"", "explicit", "edit", "rating", "shuffle", "generated"})
 
 _TALK = {
@@ -94,6 +95,8 @@ def read(
         record = _labelled(form.read(raw, source), raw)
     except _UnreadableError as reason:
         return str(reason)
+    if len(record.messages) > MAX_MESSAGES:
+        return f"holds more than {MAX_MESSAGES} messages"
     if score_field is not None:
         record = record._replace(score=_score(_field(raw, score_field)))
     if edited_field is not None:

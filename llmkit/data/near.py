@@ -177,10 +177,14 @@ def _table() -> NDArray[np.uint32]:
 
 
 class Families:
-    """Disjoint sets over 0 … size-1, joined pair by pair (union-find with path halving)."""
+    """Disjoint sets over 0 … size-1, joined pair by pair (union-find with path halving).
+
+    `tied[item]`: a pair joined it to an earlier item, so it was of a family already when it came, whatever came later.
+    """
 
     def __init__(self, size: int) -> None:
         self._parent = list(range(size))
+        self.tied = bytearray(size)
 
     def root(self, item: int) -> int:
         parent = self._parent
@@ -190,6 +194,7 @@ class Families:
         return item
 
     def join(self, first: int, second: int) -> None:
+        self.tied[max(first, second)] |= first != second
         # The smaller index is the root, so that names do not depend on the order of joining.
         low, high = sorted((self.root(first), self.root(second)))
         self._parent[high] = low

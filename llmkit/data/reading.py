@@ -94,11 +94,8 @@ def count_lines(path: Path, start: int, end: int) -> int:
 
 def parse(line: bytes) -> dict[str, Any] | str:
     """The JSON object in `line`, or the reason there is none. RFC 8259: no NaN, no lone surrogate, and here no U+0000."""
-    if len(line) > 2 * MAX_DEPTH and (brackets := line.count(b"{") + line.count(b"[")) > MAX_DEPTH:
-        if brackets > MAX_BRACKETS:
-            return f"holds more than {MAX_BRACKETS} objects and arrays"
-        if _depth(line) > MAX_DEPTH:
-            return f"not JSON: nested more than {MAX_DEPTH} deep"
+    if reason := _too_much(line):
+        return reason
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -191,6 +188,18 @@ def _finished(stream: io.FileIO, held: bytearray, limit: int) -> bytes:
         if cut:
             break
     return bytes(held)
+
+
+def _too_much(line: bytes) -> str:
+    # What `lines` cut off may be JSON as far as it goes.
+    if len(line) > MAX_LINE_BYTES:
+        return f"longer than {MAX_LINE_BYTES} bytes"
+    if len(line) > 2 * MAX_DEPTH and (brackets := line.count(b"{") + line.count(b"[")) > MAX_DEPTH:
+        if brackets > MAX_BRACKETS:
+            return f"holds more than {MAX_BRACKETS} objects and arrays"
+        if _depth(line) > MAX_DEPTH:
+            return f"not JSON: nested more than {MAX_DEPTH} deep"
+    return ""
 
 
 def _depth(line: bytes) -> int:

@@ -36,21 +36,29 @@ class Record(NamedTuple):
     def id(self) -> str:
         """16 hex digits that are equal for dialogues that say the same; hashed anew at each call.
 
-        XXH3-64 of the JSON, keys sorted, of the messages, or of [messages, rejected].
+        XXH3-64 of the JSON line {"messages": [{"role", "content"}, …]}, without spaces, its line feed included; a rejected
+        answer follows as "rejected".
         """
-        said = self.messages if self.rejected is None else [self.messages, self.rejected]
-        return xxh3_64_hexdigest(orjson.dumps(said, option=orjson.OPT_SORT_KEYS))
+        return self.named_json()[0]
 
     def to_json(self) -> bytes:
         """One UTF-8 JSON line without its line feed: id, source, messages and, if there are any, rejected, pair and score."""
-        fields: dict[str, object] = {"id": self.id, "source": self.source, "messages": self.messages}
+        return self.named_json()[1]
+
+    def named_json(self) -> tuple[str, bytes]:
+        """The id and the line, at the cost of one."""
+        messages = [{"role": message["role"], "content": message["content"]} for message in self.messages]
+        line: dict[str, object] = {"messages": messages}
         if self.rejected is not None:
-            fields["rejected"] = self.rejected
+            line["rejected"] = self.rejected
+        said = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        name = xxh3_64_hexdigest(said)
+        written = b'{"id":"%b","source":%b,%b' % (name.encode(), orjson.dumps(self.source), said[1:-2])
         if self.pair:
-            fields["pair"] = self.pair
+            written += b',"pair":' + orjson.dumps(self.pair)
         if self.score is not None:
-            fields["score"] = self.score
-        return orjson.dumps(fields)
+            written += b',"score":' + orjson.dumps(self.score)
+        return name, written + b"}"
 
     @classmethod
     def from_json(cls, line: bytes | str) -> "Record":

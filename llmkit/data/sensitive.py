@@ -21,9 +21,16 @@ Finder = Callable[[str], list[Span]]
 _CHUNK = 1 << 16  # characters searched at a time: bounds the candidates held at once
 _NAMED_CHARS = 20  # of a word in a rejection's detail
 _ALPHABETS_END = "\u0e00"  # from Thai on, scripts do not part words by spaces (Hangul does, but glues particles on)
+_MAX_CHARS = 1000  # of a word: a hundred thousand equal characters would take minutes to prepare
+_PREFIX = 4  # characters
+_SHORT_CODES = 0xFFFF
+_TABLE_BITS = 20
+_ODD = 0x9E3779B97F4A7C15  # a multiplication by it, modulo 2**64, spreads every bit upwards
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WIDE = re.compile("[０-９ａ-ｚ]")
 _NARROW = {code: code - 0xFEE0 for code in (*range(ord("０"), ord("９") + 1), *range(ord("ａ"), ord("ｚ") + 1))}
+# What folding can change: surrogates, and every letter with a lower case; a test looks through all of Unicode.
+_FOLDS = re.compile("[A-ZİςÀ-ÖØ-Þ\u0100-\u1fff\u2100-\u2cf3\ua640-\uabbf\ud800-\udfff０-９Ａ-Ｚａ-ｚ\U00010400-\U0001ffff]")
 
 
 def sensitive(words: Sequence[Path], *, action: Action) -> Rule:
@@ -69,6 +76,8 @@ def _listed(path: Path) -> list[str]:
         ) from None
     lines = [line.strip() for line in text.split("\n")]
     found = [line for line in lines if line and not line.startswith("#")]
+    if max(map(len, found), default=0) > _MAX_CHARS:
+        raise DataError(f"a word has more than {_MAX_CHARS} characters", where=str(path), next="write one word a line")
     if not found:
         raise DataError("the word list holds no word", where=str(path), next="write one word a line, or leave the list out")
     return found
@@ -82,6 +91,7 @@ def _finder(words: Sequence[str]) -> Finder:
     # All matches, not the leftmost-longest: where "class war" fails at its edges, "class" may still stand.
     automaton = AhoCorasick(patterns, matchkind=MatchKind.Standard)
     longest = max(map(len, patterns), default=0)
+    may_hold = _prefix_test(patterns)
 
     def candidates(text: str) -> Iterator[Span]:
         for begin in range(0, len(text), _CHUNK):
@@ -93,8 +103,10 @@ def _finder(words: Sequence[str]) -> Finder:
                 yield begin + start, begin - minus_end
 
     def find(text: str) -> list[Span]:
-        folded = _folded(text)
+        folded = _folded(text) if _FOLDS.search(text) else text
         hits: list[Span] = []
+        if not may_hold(folded):
+            return hits
         done = 0
         for start, end in candidates(folded):
             if start >= done and _stands_free(folded, start, end):
@@ -103,6 +115,34 @@ def _finder(words: Sequence[str]) -> Finder:
         return hits
 
     return find
+
+
+def _prefix_test(patterns: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a text can hold any of these: it holds the first characters of one. Exact, a third of the cost of the search.
+
+    Up to four 16-bit characters are a number, so all of a text's are looked up at once: in a table of hashes, then in a set.
+    Words of one or two characters, or beyond 16 bits, have no such test.
+    """
+    import numpy as np
+
+    size = min(_PREFIX, *map(len, patterns))
+    if size < _PREFIX - 1 or any(ord(max(pattern)) > _SHORT_CODES for pattern in patterns):
+        return lambda text: True
+    words, shift = np.dtype("<u8"), np.uint64(64 - _TABLE_BITS)
+    mask = np.uint64((1 << (16 * size)) - 1)
+    prefixes = {int.from_bytes(pattern[:size].encode("utf-16-le"), "little") for pattern in patterns}
+    table = np.zeros(1 << _TABLE_BITS, dtype=bool)
+    table[(np.array(list(prefixes), dtype=words) * _ODD) >> shift] = True
+
+    def may_hold(text: str) -> bool:
+        units = text.encode("utf-16-le", "surrogatepass") + bytes(6)
+        if len(units) != 2 * len(text) + 6:
+            return True
+        grams = np.ndarray((len(text),), words, units, 0, (2,)) & mask
+        found = table[(grams * _ODD) >> shift].nonzero()[0]
+        return len(found) > 0 and not prefixes.isdisjoint(grams[found].tolist())
+
+    return may_hold
 
 
 def _folded(text: str) -> str:

@@ -2,7 +2,8 @@
 
 Permuted blocks, as clinical trials use them to be fair in every stratum (Matts & Lachin 1988): the families of one source
 and language are dealt in the order they come, by blocks in which each side has its share, shuffled by the seed. A family's
-side depends on nothing that comes after it, so data appended later moves none that was there before, unless it joins two.
+side depends on nothing that comes after it, so data appended later moves none that was there before; where it joins two
+families, they alone move.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -10,7 +11,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 TRAIN, VALID, TEST = 0, 1, 2
-_LARGE = 50  # members from which a family goes to train, so that no side is made of one
+_LARGE = 20  # members from which a family goes to train, so that no side is made of one
 _BLOCK = 1000  # families in the longest block
 
 
@@ -25,20 +26,20 @@ class Shares(NamedTuple):
 def deal(groups: Sequence[Sequence[int]], strata: Sequence[Hashable], *, shares: Shares, seed: int) -> dict[int, int]:
     """Number of each group that is not in train → VALID or TEST. `strata` has each group's stratum.
 
+    An empty group is a family that was joined to an earlier one: its slot goes to nobody, so that all after it keep theirs.
     Train always gets a group, and a side whose share is not 0 does where one is left over: the smallest, if blocks gave none.
     """
     blocks: dict[Hashable, Iterator[int]] = {}
     held: dict[int, int] = {}
     for number, (group, stratum) in enumerate(zip(groups, strata, strict=True)):
-        if len(group) >= _LARGE:
-            continue
         side = next(blocks.setdefault(stratum, _slots(shares, f"{seed}:{stratum}")))
-        if side != TRAIN:
+        if side != TRAIN and 0 < len(group) < _LARGE:
             held[number] = side
-    if held and len(held) == len(groups):
+    some = [number for number, group in enumerate(groups) if group]
+    if held and len(held) == len(some):
         del held[max(held, key=lambda number: (len(groups[number]), held[number] == VALID, number))]
     for side, share in ((TEST, shares.test), (VALID, shares.valid)):
-        free = [number for number in range(len(groups)) if number not in held]
+        free = [number for number in some if number not in held]
         if share > 0 and side not in held.values() and len(free) > 1:
             held[min(free, key=lambda number: (len(groups[number]), number))] = side
     return held

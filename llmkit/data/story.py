@@ -10,7 +10,7 @@ import orjson
 from llmkit.data import formats, reading
 from llmkit.data.filters import Changed, Rejection, Rule
 from llmkit.data.record import Record
-from llmkit.data.sieve import excerpt
+from llmkit.data.sieve import difference, excerpt
 from llmkit.errors import DataError
 
 ENDS = {
@@ -20,6 +20,7 @@ ENDS = {
     "rejected": "rejected",
     "quarantined": "quarantined",
 }
+_RAW_CHARS = 200  # of what cannot be read
 
 
 def find(folder: Path, name: str) -> tuple[str, dict[str, Any]]:
@@ -36,10 +37,18 @@ def find(folder: Path, name: str) -> tuple[str, dict[str, Any]]:
         for raw in reading.lines(path, 0, path.stat().st_size):
             # Cheap first: most lines hold neither.
             if any(key in raw for key in keys):
-                value = orjson.loads(raw)
+                value = _loaded(raw)
                 if name in (value.get("id"), value.get("source")):
                     return end, value
     raise DataError("no such record in this dataset", where=name, next="give an id, or FILE:LINE as in a record's `source`")
+
+
+def _loaded(line: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:  # longer than lines may be, or edited by hand
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def raw_line(path: Path, number: int) -> bytes | None:
@@ -53,7 +62,9 @@ def tell(end: str, entry: Mapping[str, Any], rules: list[tuple[str, Rule]], *, r
     record = _record(entry, raw)
     if isinstance(record, Record):
         lines += [f"  {line}" for line in _steps(record, rules)]
-    elif end != "quarantined":
+    elif end == "quarantined":
+        lines.append(f"  read: {str(entry.get('raw', ''))[:_RAW_CHARS]}")
+    else:
         lines.append("  the line as it came is not at hand; this is what it became")
         lines.append(f"  {excerpt(entry.get('messages') or [])}")
     if "reason" in entry:
@@ -80,5 +91,6 @@ def _steps(record: Record, rules: list[tuple[str, Rule]]) -> Iterator[str]:
         found = dict(verdict.found) if isinstance(verdict, Changed) else {}
         after = verdict.record if isinstance(verdict, Changed) else verdict
         counted = f" ({', '.join(f'{kind} {count}' for kind, count in found.items())})" if found else ""
-        yield f"{name}: " + (f"changed{counted}: {excerpt(after.messages)}" if after != record else f"passed{counted}")
+        told = " → ".join(f"“{text}”" for text in difference(record, after))
+        yield f"{name}: " + (f"changed{counted}: {told}" if after != record else f"passed{counted}")
         record = after

@@ -64,7 +64,8 @@ def to_lines(path: Path, out: Path) -> Unpacked:
             records are bad.
         OSError: `out` cannot be written.
     """
-    before = snapshot(path)
+    parts = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    before = {part: snapshot(part) for part in parts}
     kind = path.suffix.lower()
     with out.open("wb") as stream:
         sink = _Sink(stream, path)
@@ -74,7 +75,8 @@ def to_lines(path: Path, out: Path) -> Unpacked:
             sink.take(_COLUMNAR[kind](path))
         else:
             _unpack_stream(path, sink)
-    check_unchanged(path, before)
+    for part, seen in before.items():
+        check_unchanged(part, seen)
     return Unpacked(sink.lines, sink.bad)
 
 

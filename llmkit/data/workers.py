@@ -3,18 +3,27 @@
 Pieces are cut by bytes, always the same way, and their batches come back in order: how many sift them changes nothing.
 """
 
+import fcntl
+import multiprocessing
 import pickle
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import islice
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmkit.data import reading
 from llmkit.data.sieve import Batch, Spec, Task, sift
-from llmkit.errors import MachineError
+from llmkit.errors import LlmkitError, MachineError
 
-PIECE_BYTES = 2**20
+PIECE_BYTES = 2**19
+_AHEAD = 3  # pieces that a helper has before it
+_LEAD = 16  # pieces for each worker that may be sifted before their turn comes
+_PIPE_BYTES = 2**20  # as much as Linux lets anyone have
 Sifted = tuple[Task, Batch]
 
 
@@ -52,27 +61,94 @@ def _here(sources: Sequence[Source], spec: Spec) -> Iterator[Sifted]:
 
 
 def _in_pool(sources: Sequence[Source], spec: Spec, workers: int) -> Iterator[Sifted]:
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-
-    # Not forked: this process may hold threads by now.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    """This process is one of the workers: it takes a piece of its own whenever the next batch in order is not there yet."""
+    helpers = [_Helper(spec) for _ in range(workers - 1)]
+    tasks = enumerate(_numbered(sources, map))
+    given: list[Task] = []
+    batches: dict[int, Batch] = {}
+    turn = 0
     try:
-        waiting: deque[Any] = deque()
-        for task in _numbered(sources, partial(pool.map, chunksize=8)):
-            waiting.append((task, pool.submit(sift, task, spec)))
-            if len(waiting) > workers + 2:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        for done, future in waiting:
-            yield done, future.result()
-    except BrokenProcessPool:
-        raise MachineError(
-            "a worker process was killed, most likely for want of memory", next="use fewer --workers, or free memory"
-        ) from None
+        while True:
+            for helper in helpers:
+                batches.update(helper.finished())
+                for number, task in islice(tasks, _AHEAD - len(helper.busy)):
+                    given.append(task)
+                    helper.give(number, task)
+            while turn in batches:
+                yield given[turn], batches.pop(turn)
+                turn += 1
+            own = next(tasks, None) if len(given) - turn < _LEAD * workers else None
+            if own is not None:
+                given.append(own[1])
+                batches[own[0]] = sift(own[1], spec)
+            elif turn == len(given):
+                return
+            elif turn not in batches:
+                wait([helper.results for helper in helpers if helper.busy])
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for helper in helpers:
+            helper.stop()
+
+
+class _Helper:
+    """A process that sifts what it is given. Its pipe holds a batch or two, so that it goes on while this process is busy."""
+
+    def __init__(self, spec: Spec) -> None:
+        # Forked where that is sound, for a fresh interpreter takes as long to start as a hundred megabytes to sift.
+        context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        tasks, self._tasks = context.Pipe(duplex=False)
+        self.results, results = context.Pipe(duplex=False)
+        if sys.platform == "linux":
+            with suppress(OSError):  # more than this machine allows a pipe
+                fcntl.fcntl(results.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        self.busy: deque[int] = deque()
+        self._process = context.Process(target=_help, args=(tasks, results, self._tasks, self.results, spec), daemon=True)
+        self._process.start()
+        tasks.close()
+        results.close()
+
+    def give(self, number: int, task: Task) -> None:
+        self.busy.append(number)
+        with suppress(BrokenPipeError):  # it has died: `finished` tells
+            self._tasks.send(task)
+
+    def finished(self) -> Iterator[tuple[int, Batch]]:
+        """What is ready, in the order it was given.
+
+        Raises:
+            LlmkitError: what `sift` raised there.
+            MachineError: the process was killed.
+        """
+        while self.busy and self.results.poll():
+            try:
+                batch = self.results.recv()
+            except (EOFError, ConnectionResetError):
+                raise MachineError(
+                    "a worker process was killed, most likely for want of memory", next="use fewer --workers, or free memory"
+                ) from None
+            if isinstance(batch, LlmkitError):
+                raise batch
+            yield self.busy.popleft(), batch
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._tasks.close()
+        self.results.close()
+
+
+def _help(tasks: Connection, results: Connection, *rest: Any) -> None:
+    """What a helper does until there is no one to ask it."""
+    *ends, spec = rest
+    for end in ends:
+        end.close()  # the other process's, which a fork opened here too
+    with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+        while True:
+            try:
+                batch: Batch | LlmkitError = sift(tasks.recv(), spec)
+            except LlmkitError as error:
+                batch = error
+            results.send(batch)
 
 
 def _on_ray(sources: Sequence[Source], spec: Spec, workers: int) -> Iterator[Sifted]:
@@ -90,12 +166,24 @@ def _on_ray(sources: Sequence[Source], spec: Spec, workers: int) -> Iterator[Sif
     tasks = list(_numbered(sources, map))
     rows = ray.data.from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
     sifted = rows.map(partial(_sift_row, spec=spec))
-    for task, row in zip(tasks, sifted.iter_rows(), strict=True):
-        yield task, pickle.loads(row["batch"])  # noqa: S301 (made by _sift_row)
+    try:
+        for task, row in zip(tasks, sifted.iter_rows(), strict=True):
+            batch = pickle.loads(row["batch"])  # noqa: S301 (made by _sift_row)
+            if isinstance(batch, LlmkitError):
+                raise batch
+            yield task, batch
+    except ray.exceptions.RayError as error:
+        what = f"Ray failed: {str(error).strip().splitlines()[-1][:200]}"
+        raise MachineError(what, next="see Ray's own log, or clean with engine: local") from None
 
 
 def _sift_row(row: Mapping[str, bytes], *, spec: Spec) -> dict[str, bytes]:
-    return {"batch": pickle.dumps(sift(pickle.loads(row["task"]), spec))}  # noqa: S301 (made by _on_ray)
+    # An error of ours travels as a value: Ray would wrap it in one of its own.
+    try:
+        batch: Batch | LlmkitError = sift(pickle.loads(row["task"]), spec)  # noqa: S301 (made by _on_ray)
+    except LlmkitError as error:
+        batch = error
+    return {"batch": pickle.dumps(batch)}
 
 
 def _numbered(sources: Sequence[Source], mapped: Callable[..., Iterator[int]]) -> Iterator[Task]:

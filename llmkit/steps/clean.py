@@ -335,7 +335,7 @@ def _arrange(sifting: "Sifting", config: Config, out: Path) -> "Arranged":
             arranger.drop_near(config.dedup.near)
         if config.decontaminate:
             for path in config.decontaminate.against:
-                arranger.keep_out(_test_set(Path(path)), config.decontaminate.near)
+                arranger.keep_out(_test_set(Path(path).expanduser(), out), config.decontaminate.near)
         if config.split.train < 1:
             progress.note("dealing families of near-duplicates to train, valid and test")
             shares = Shares(config.split.train, config.split.valid, config.split.test)
@@ -346,21 +346,31 @@ def _arrange(sifting: "Sifting", config: Config, out: Path) -> "Arranged":
     return arranger.result
 
 
-def _test_set(path: Path) -> "TestSet":
-    """What an evaluation set asks."""
-    from llmkit.data import formats, reading
+def _test_set(path: Path, out: Path) -> "TestSet":
+    """What an evaluation set asks, in any format that is read; what cannot be read is counted aloud."""
+    from llmkit.data import formats, reading, unpack
     from llmkit.data.arrange import TestSet
 
-    texts, lines = [], []
-    for number, raw in enumerate(reading.lines(path, 0, path.stat().st_size), 1):
+    lines = path
+    if not unpack.is_plain(path):
+        lines = out / ".test-set.jsonl"
+        unpack.to_lines(path, lines)
+    texts, numbers, unread = [], [], 0
+    for number, raw in enumerate(reading.lines(lines, 0, lines.stat().st_size), 1):
         value = reading.parse(raw)
         text = None if isinstance(value, str) else formats.prompt_text(value)
         if text:
             texts.append(text)
-            lines.append(number)
+            numbers.append(number)
+        else:
+            unread += bool(raw.strip())
+    if lines != path:
+        lines.unlink()
     if not texts:
-        raise DataError("no question can be read here", where=str(path), next="decontaminate.against names JSON lines")
-    return TestSet(path.name, texts, lines)
+        raise DataError("no question can be read here", where=str(path), next="mend clean.decontaminate.against")
+    if unread:
+        progress.note(f"warning: {unread} lines of {path} hold no question that can be read; nothing is kept out for them")
+    return TestSet(path.name, texts, numbers)
 
 
 def _check(outcome: "Outcome", config: Config) -> None:

@@ -113,5 +113,5 @@ def _require(records: list[dict[str, Any]], objective: str, *, where: str) -> No
         raise DataError(
             f"orpo needs a rejected answer in every record; {bare} of {len(records)} have none",
             where=where,
-            next="add data.pairs: {rejected: shuffle | generate}",
+            next="add data.pairs: {rejected: shuffle | generate}, or {rating: FIELD} or {edited: FIELD}",
         )

@@ -1,5 +1,6 @@
 """The pairs step: its config, and each way to make pairs from dataset to dataset."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llmkit import progress, recipe
+from llmkit import pipeline, progress, recipe
 from llmkit.artifact import Artifact, Facts, Kind
 from llmkit.data.record import Record, read_records, write_records
 from llmkit.errors import DataError, RecipeError
@@ -198,3 +199,37 @@ def test_only_generating_needs_the_base(config: dict[str, str], inputs: set[str]
     nodes = {node.name: node for node in lay_out(recipe.validate(recipe.Recipe, whole, where="r.yaml")).nodes}
     assert set(nodes["pairs"].inputs) == inputs
     assert nodes["finetune"].inputs["dataset"] == "pairs"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "fields", "origin"),
+    [
+        ({"rating": "stars"}, [{"stars": 5}, {"stars": 1}], "rating"),
+        ({"edited": "better"}, [{"better": "A corrected answer, {n}."}, {}], "edit"),
+    ],
+)
+def test_a_recipe_brings_ratings_and_edits_from_the_raw_lines_to_pairs(
+    tiny_model: Path, tmp_path: Path, pairs: dict[str, str], fields: list[dict[str, Any]], origin: str
+) -> None:
+    lines = []
+    for n in range(30):
+        for which, extra in enumerate(fields):
+            asked = {"role": "user", "content": f"{n * 7919}?"}
+            answer = {"role": "assistant", "content": ("good", "bad")[which] + f" answer {n * 104729}"}
+            filled = {key: value.format(n=n) if isinstance(value, str) else value for key, value in extra.items()}
+            lines.append(json.dumps({"messages": [asked, answer], **filled}))
+    (tmp_path / "chats.jsonl").write_text("\n".join(lines))
+    raw = {
+        "name": "rated",
+        "model": str(tiny_model),
+        "data": {"sources": [{"path": str(tmp_path / "chats.jsonl")}], "pairs": pairs},
+        "clean": {"min_turns": 2},
+        "finetune": {"objective": "orpo", "template": "chatml"},
+    }
+    chosen = recipe.validate(recipe.Recipe, raw, where="test")
+    done = pipeline.execute(chosen, tmp_path / "run", targets=["pairs"])
+    assert set(done[-1].artifact.facts["pairs"]) == {origin}
+    for record in read_records(done[-1].artifact.path / "train.jsonl"):
+        assert record.pair == origin
+        assert record.rejected
+        assert record.messages[-1]["content"].startswith("good" if origin == "rating" else "A corrected")
