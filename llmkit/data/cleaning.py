@@ -23,6 +23,7 @@ from llmkit.data.workers import Sifted
 SIDES = ("train", "valid", "test")
 EXACT = "exact duplicates"
 _SIFTED = ".sifted.jsonl"
+_BUFFER_BYTES = 2**16
 
 
 @dataclass
@@ -52,10 +53,9 @@ class Sifting:
         """`whole`: a second pass follows, which needs to find single dialogues."""
         self.outcome = Outcome()
         self.path = out / _SIFTED
-        self.labels: list[str] = []
         self._kept = self.path.open("wb", buffering=0)
-        self._rejected = (out / "rejected.jsonl").open("wb", buffering=0)
-        self._quarantined = (out / "quarantined.jsonl").open("wb", buffering=0)
+        self._rejected = (out / "rejected.jsonl").open("wb", buffering=_BUFFER_BYTES)
+        self._quarantined = (out / "quarantined.jsonl").open("wb", buffering=_BUFFER_BYTES)
         self._seen = Seen() if exact else None
         self._spec, self.whole = spec, whole
         self.count = 0
@@ -71,10 +71,10 @@ class Sifting:
         task, batch = sifted
         outcome = self.outcome
         fresh = self._seen.add(batch.keys) if self._seen else np.ones(len(batch.keys), dtype=bool)
-        _write(self._rejected, batch.rejected_lines)
-        _write(self._quarantined, batch.quarantined_lines)
+        self._rejected.write(batch.rejected_lines)
+        self._quarantined.write(batch.quarantined_lines)
         if fresh.all():
-            _write(self._kept, batch.kept)
+            _write(self._kept, memoryview(batch.kept))
         else:
             self._drop_repeated(batch.kept, batch.lengths, batch.keys, fresh)
         outcome.read += batch.read
@@ -104,21 +104,22 @@ class Sifting:
         self, kept: bytes, lengths: NDArray[np.uint32], keys: NDArray[np.uint64], fresh: NDArray[np.bool_]
     ) -> None:
         ends = np.cumsum(lengths, dtype=np.int64)
-        stay: list[bytes] = []
+        whole = memoryview(kept)
         done = 0
         for place in np.flatnonzero(~fresh).tolist():
             end = int(ends[place])
             start = end - int(lengths[place])
-            stay.append(kept[done:start])
+            _write(self._kept, whole[done:start])
             self.reject(EXACT, "duplicate", f"says the same as {int(keys[place]):016x}", kept[start:end])
             done = end
-        _write(self._kept, b"".join([*stay, kept[done:]]))
+        _write(self._kept, whole[done:])
 
     def reject(self, rule: str, reason: str, detail: str, line: bytes) -> None:
         """Drop a canonical line that was sifted."""
         raw = orjson.loads(line)
         entry = {"source": raw["source"], "rule": rule, "reason": reason, "detail": detail, "id": raw["id"]}
-        _write(self._rejected, orjson.dumps({**entry, "record": orjson.Fragment(line.strip())}) + b"\n")
+        entry["record"] = orjson.Fragment(line[:-1])
+        self._rejected.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
         self.outcome.rejected += 1
         self.outcome.tally.remove(rule, reason, lambda: Example(raw["source"], excerpt(raw["messages"]), detail))
 
@@ -133,8 +134,7 @@ class Sifting:
         return Store(self.path, self.lengths, self.keys)
 
 
-def _write(stream: BinaryIO, data: bytes) -> None:
+def _write(stream: BinaryIO, data: memoryview) -> None:
     """All of it: an unbuffered stream may take a part only."""
-    view = memoryview(data)
-    while view:
-        view = view[stream.write(view) :]
+    while data:
+        data = data[stream.write(data) :]

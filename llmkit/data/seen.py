@@ -32,7 +32,7 @@ class Seen:
         return found
 
     def _push(self, run: Keys) -> None:
-        while self._runs and len(self._runs[-1]) < 2 * len(run):
+        while self._runs and len(self._runs[-1]) < 6 * len(run):
             run = np.concatenate([self._runs.pop(), run])
             run.sort(kind="stable")  # a merge sort: linear on two sorted halves
         if len(run):
