@@ -7,7 +7,7 @@ from llmkit.data import rules
 from llmkit.data.arrange import NEAR, TEST_SETS, Arranged
 from llmkit.data.cleaning import EXACT, Outcome
 from llmkit.data.measure import distributions
-from llmkit.data.sieve import QUARANTINE, Example, Spec, Tally
+from llmkit.data.sieve import LONGER, MAX_REJECTED_RATIO, NEARLY_EQUAL, PAIRS, QUARANTINE, Example, Spec, Tally
 
 WARN = 0.5  # of what a rule sees: more removed than this is told
 _TITLES = {
@@ -33,10 +33,11 @@ def report(
         "quarantined": outcome.quarantined,
         "seconds": None,
         "rules": ran,
-        "warnings": [_warning(rule) for rule in ran if rule["removed"] > WARN * rule["seen"]],
+        "warnings": [*(_warning(rule) for rule in ran if rule["removed"] > WARN * rule["seen"]), *_poor_pairs(outcome.tally)],
         "distributions": distributions(outcome.before, outcome.after if kept is None else sorted(kept)),
         "sampled": spec.every if spec.every > 1 else None,
         "clusters": [] if arranged is None else arranged.clusters,
+        "pairs": {kind: count for (name, kind), count in sorted(outcome.tally.found.items()) if name == PAIRS},
         "personal": _found(outcome.tally, "personal", config["personal"]),
         "sensitive": _found(outcome.tally, "sensitive", config["sensitive"]),
         "split": None if arranged is None or not arranged.families else _split(outcome, arranged, config),
@@ -80,6 +81,14 @@ def _shown(example: Example) -> dict[str, str]:
 def _warning(rule: Mapping[str, Any]) -> str:
     most = rule["reasons"][0]["reason"]
     return f"{rule['name']} removed {rule['removed'] / rule['seen']:.0%} of what it saw, most for {most}"
+
+
+def _poor_pairs(tally: Tally) -> Iterator[str]:
+    """Counted before duplicates went: what ORPO and DPO would learn from such pairs is not what people prefer."""
+    if count := tally.found[PAIRS, NEARLY_EQUAL]:
+        yield f"in {count:,} pairs the two answers are nearly equal: they teach little"
+    if count := tally.found[PAIRS, LONGER]:
+        yield f"in {count:,} pairs the rejected answer is over {MAX_REJECTED_RATIO:g} times as long: they teach length"
 
 
 def _found(tally: Tally, rule: str, config: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -145,12 +145,22 @@ def review(records: Iterable[Record], *, max_rejected_ratio: float) -> Review:
             equal += 1
             continue
         pairs.append(record)
-        near_equal += jaccard(shingles(normalise(chosen)), shingles(normalise(rejected))) >= NEAR_EQUAL
-        ratio = len(rejected) / max(1, len(chosen))
-        if ratio > max_rejected_ratio:
+        near_equal += nearly_equal(record)
+        if (ratio := length_ratio(record)) > max_rejected_ratio:
             longer.append((-ratio, record.source, record))
     longer.sort(key=lambda one: one[:2])
     return Review(pairs, equal, near_equal, [record for _, _, record in longer])
+
+
+def nearly_equal(record: Record) -> bool:
+    """Whether the two answers of a pair are `NEAR_EQUAL` alike, or more: Jaccard similarity of 3-character shingles."""
+    chosen, rejected = normalise(_answer(record)), normalise(record.rejected or "")
+    return jaccard(shingles(chosen), shingles(rejected)) >= NEAR_EQUAL
+
+
+def length_ratio(record: Record) -> float:
+    """Characters of the rejected answer over those of the chosen one."""
+    return len(record.rejected or "") / max(1, len(_answer(record)))
 
 
 def _same(first: str, second: str) -> bool:

@@ -21,7 +21,8 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Literal, NamedTuple
 
 from llmkit.data.filters import Changed, Rejection, Rule, Verdict
-from llmkit.data.record import Message, Record
+from llmkit.data.record import Record
+from llmkit.data.texts import BETWEEN, joined, spread
 from llmkit.errors import UsageError
 
 KINDS = ("email", "phone", "id_card", "bank_card", "ip")
@@ -54,26 +55,19 @@ def personal(*, action: Action, kinds: Sequence[str] = KINDS) -> Rule:
     forms = [form for form in _FORMS if form.kind in kinds]
 
     def judge(record: Record) -> Verdict:
-        texts = [message["content"] for message in record.messages]
-        if record.rejected is not None:
-            texts.append(record.rejected)
-        if not _suspect("\n".join(texts)):
+        text = joined(record)
+        if not _suspect(text):
             return record
         counts = dict.fromkeys(KINDS, 0)
-        masked = [_masked(text, forms, counts) for text in texts]
+        masked = [_masked(one, forms, counts) for one in text.split(BETWEEN)]
         found = {kind: count for kind, count in counts.items() if count}
         if not found:
             return record
         if action == "drop":
             return Rejection("personal_data", ", ".join(found))
-        return Changed(_with_texts(record, masked) if action == "mask" else record, found)
+        return Changed(spread(record, BETWEEN.join(masked)) if action == "mask" else record, found)
 
     return judge
-
-
-def _with_texts(record: Record, texts: Sequence[str]) -> Record:
-    messages = [Message(role=old["role"], content=text) for old, text in zip(record.messages, texts, strict=False)]
-    return record._replace(messages=messages, rejected=None if record.rejected is None else texts[-1])
 
 
 # ---- the cheap look first

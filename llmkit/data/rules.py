@@ -10,14 +10,12 @@ The order, which is that of the table, and why:
 - A user's own rules come last and see what all others leave. What they change is not judged again.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmkit.data import filters, language, markup, normalize, quality
-from llmkit.data.filters import Changed, Rejection, Rule
-from llmkit.data.record import Record
+from llmkit.data.filters import Rule
 
 Spec = Mapping[str, Any]  # the config's fields as plain values
 Rules = list[tuple[str, Rule]]
@@ -147,23 +145,6 @@ def is_basic(spec: Spec) -> bool:
     on = {row.name for row in _TABLE if row.wanted(spec)}
     plain = spec.get("tools", "reject") == "reject" and spec.get("min_chars", 1) <= 1
     return on == {"tools", "dialogue"} and plain and not spec.get("custom")
-
-
-def judge(rules: Sequence[tuple[str, Rule]], record: Record) -> tuple[Record | Rejection, str, Counter[str]]:
-    """What becomes of a record: it as the last rule leaves it, or why and by which rule it is dropped; and what was counted."""
-    found: Counter[str] = Counter()
-    for name, rule in rules:
-        verdict = rule(record)
-        if verdict is record:
-            continue
-        if isinstance(verdict, Rejection):
-            return verdict, name, found
-        if isinstance(verdict, Changed):
-            found.update(verdict.found)
-            record = verdict.record
-        else:
-            record = verdict
-    return record, "", found
 
 
 def _custom(paths: Sequence[str]) -> Iterator[tuple[str, Rule]]:

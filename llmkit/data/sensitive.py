@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from llmkit.data.filters import Changed, Rejection, Rule, Verdict
-from llmkit.data.record import Message, Record
+from llmkit.data.record import Record
+from llmkit.data.texts import joined, spread
 from llmkit.errors import DataError
 
 Action = Literal["drop", "mask", "count"]
@@ -47,17 +48,14 @@ def sensitive(words: Sequence[Path], *, action: Action) -> Rule:
     find = _finder([word for path in words for word in _listed(path)])
 
     def judge(record: Record) -> Verdict:
-        texts = [message["content"] for message in record.messages]
-        if record.rejected is not None:
-            texts.append(record.rejected)
-        # Words hold no line feed, so none is found across two texts.
-        joined = "\n".join(texts)
-        hits = find(joined)
+        # No word holds what stands between two texts, so none is found across them.
+        text = joined(record)
+        hits = find(text)
         if not hits:
             return record
         if action == "drop":
-            return Rejection("sensitive", _told(joined, hits))
-        return Changed(_masked(record, joined, hits) if action == "mask" else record, {"sensitive": len(hits)})
+            return Rejection("sensitive", _told(text, hits))
+        return Changed(spread(record, _masked(text, hits)) if action == "mask" else record, {"sensitive": len(hits)})
 
     return judge
 
@@ -165,25 +163,18 @@ def _of_alphabet(char: str) -> bool:
     return char.isalnum() and (char < _ALPHABETS_END or "\u1e00" <= char <= "\u1fff")
 
 
-def _told(joined: str, hits: Sequence[Span]) -> str:
+def _told(text: str, hits: Sequence[Span]) -> str:
     start, end = hits[0]
-    word = joined[start:end]
+    word = text[start:end]
     short = word if len(word) <= _NAMED_CHARS else word[: _NAMED_CHARS - 1] + "…"
     return f"word ‘{short}’" + (f" and {len(hits) - 1} more" if len(hits) > 1 else "")
 
 
-def _masked(record: Record, joined: str, hits: Sequence[Span]) -> Record:
-    """`record` with stars for its hits; `joined` holds its texts with a line feed between them."""
+def _masked(text: str, hits: Sequence[Span]) -> str:
+    """`text` with stars for its hits."""
     pieces: list[str] = []
     done = 0
     for start, end in hits:
-        pieces += (joined[done:start], "*" * (end - start))
+        pieces += (text[done:start], "*" * (end - start))
         done = end
-    joined = "".join(pieces) + joined[done:]
-    messages: list[Message] = []
-    at = 0
-    for message in record.messages:
-        end = at + len(message["content"])
-        messages.append(Message(role=message["role"], content=joined[at:end]))
-        at = end + 1
-    return record._replace(messages=messages, rejected=None if record.rejected is None else joined[at:])
+    return "".join(pieces) + text[done:]

@@ -20,7 +20,7 @@ import orjson
 from numpy.typing import NDArray
 from xxhash import xxh3_64_hexdigest
 
-from llmkit.data import dedup, formats, reading, rules
+from llmkit.data import dedup, formats, pairs, reading, rules
 from llmkit.data.filters import Changed, Rejection, Rule
 from llmkit.data.language import language
 from llmkit.data.measure import Measures
@@ -28,6 +28,8 @@ from llmkit.data.record import Message, Record
 
 EXAMPLES = 10
 QUARANTINE = "unreadable"
+PAIRS, NEARLY_EQUAL, LONGER = "pairs", "nearly equal", "rejected longer"
+MAX_REJECTED_RATIO = 3.0  # of the rejected answer's length to the chosen one's, above which a pair teaches length
 _RAW_CHARS = 2000  # of a quarantined line that are kept to look at
 _EXCERPT = 200  # characters of an example
 _GROUP_BYTES = 2**21  # of such lines: as text they take several times the memory
@@ -277,8 +279,17 @@ class _Sieve:
         self.kept += (written, b"\n")
         if record.rejected is not None:
             self.paired.append(len(self.ids) - 1)
+            self._review(record)
         if self.needs_texts or self.spec.languages:
             self._set_aside(dedup.view(record, "user"), dedup.view(record, "assistant"))
+
+    def _review(self, record: Record) -> None:
+        """Count where a pair comes from, and what makes a poor one; none is dropped for it."""
+        self.tally.found[PAIRS, record.pair or "explicit"] += 1
+        if pairs.nearly_equal(record):
+            self.tally.found[PAIRS, NEARLY_EQUAL] += 1
+        if pairs.length_ratio(record) > MAX_REJECTED_RATIO:
+            self.tally.found[PAIRS, LONGER] += 1
 
     def _set_aside(self, user: str, assistant: str) -> None:
         if self.spec.languages:

@@ -42,7 +42,7 @@ def batches(sources: Sequence[Source], spec: Spec, *, engine: str, workers: int)
     """Every piece of every source with its batch, in order. `engine`: "local" or "ray".
 
     Raises:
-        MachineError: the Ray extra is missing, or a worker process was killed.
+        MachineError: a worker process was killed, or Ray failed.
         DataError, UsageError: as `sift`.
     """
     if engine == "ray":
@@ -153,11 +153,9 @@ def _help(tasks: Connection, results: Connection, *rest: Any) -> None:
 
 def _on_ray(sources: Sequence[Source], spec: Spec, workers: int) -> Iterator[Sifted]:
     """Through Ray Data: a row a piece. The files must lie where every node sees them."""
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise MachineError("engine: ray needs an extra", where="clean.engine", next="pip install 'llmkit[ray]'") from None
+    import ray
+    import ray.data
+
     if not ray.is_initialized():
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     context = ray.data.DataContext.get_current()

@@ -4,6 +4,7 @@ Every line that is not blank ends in one of three places, and they add up: kept 
 (a dialogue, but not one to train on) or quarantined (not a dialogue that can be read).
 """
 
+import importlib.util
 import os
 import shutil
 import time
@@ -16,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from llmkit import progress
 from llmkit.artifact import Artifact, Facts, Kind, write_json
-from llmkit.errors import DataError, FidelityError, UsageError
+from llmkit.errors import DataError, FidelityError, MachineError, UsageError
 from llmkit.origin import files_of
 
 if TYPE_CHECKING:
@@ -177,6 +178,8 @@ def check(config: Config, *, allow_code: bool) -> None:
         raise UsageError(
             "the recipe runs Python code of its own", where=", ".join(config.custom), next="read it, then say --allow-code"
         )
+    if config.engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise MachineError("engine: ray needs an extra", where="clean.engine", next="pip install 'llmkit[ray]'")
     rules.chain(line_rules(config))
 
 

@@ -209,3 +209,20 @@ def test_without_a_split_or_without_duplicates_it_adds_up_too(config: dict[str, 
     last = report["rules"][-1]
     assert last["seen"] - last["removed"] == report["kept"]
     assert all(sum(one["after"]) == report["kept"] for one in report["distributions"].values())
+
+
+def test_pairs_that_teach_little_or_teach_length_are_told(tmp_path: Path) -> None:
+    made = [
+        ("explicit", "一个完全不同的好答案，说得很清楚。", "不知道。"),
+        ("nearly equal", "the very same answer, word for word, but", "the very same answer, word for word, but!"),
+        ("longer", "yes, it is.", "well, that is a long story " * 8),
+    ]
+    lines = [
+        {"prompt": f"{kind} {number * 7919}?", "chosen": chosen + str(number), "rejected": rejected + str(number)}
+        for number in range(20)
+        for kind, chosen, rejected in made
+    ]
+    run(tmp_path / "out", write(tmp_path / "pairs.jsonl", lines), min_turns=2)
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert report["pairs"] == {"explicit": 60, "nearly equal": 20, "rejected longer": 20}
+    assert [text.split(" ")[1] for text in report["warnings"] if "pairs" in text] == ["20", "20"]

@@ -1,14 +1,16 @@
 """The chain: which rules a config switches on, in which order, and what becomes of a record."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkit.data.filters import Changed, Rejection
+from llmkit.data.filters import Changed, Rejection, Rule
 from llmkit.data.record import Record
-from llmkit.data.rules import RULES, chain, is_basic, judge
+from llmkit.data.rules import RULES, chain, is_basic
 
 BASIC = {
     "min_turns": 2,
@@ -43,6 +45,23 @@ ON = {
     "refusals": "drop",
     "personal": {"action": "mask", "kinds": ["email", "phone"]},
 }
+
+
+def judge(rules: Sequence[tuple[str, Rule]], record: Record) -> tuple[Record | Rejection, str, Counter[str]]:
+    """What becomes of a record: it as the last rule leaves it, or why and by which rule it is dropped; and what was counted."""
+    found: Counter[str] = Counter()
+    for name, rule in rules:
+        verdict = rule(record)
+        if verdict is record:
+            continue
+        if isinstance(verdict, Rejection):
+            return verdict, name, found
+        if isinstance(verdict, Changed):
+            found.update(verdict.found)
+            record = verdict.record
+        else:
+            record = verdict
+    return record, "", found
 
 
 def of(*texts: str) -> Record:
