@@ -80,7 +80,8 @@ def explain_record(
     end, entry = story.find(made.path, record)
     config = clean.Config(**made.manifest.config)
     chain = rules.chain(clean.line_rules(config.model_copy(update={"custom": ()})))
-    lines = story.tell(end, entry, chain, raw=_raw_line(str(entry.get("source", "")), sources))
+    raw = _raw_line(str(entry.get("source", "")), sources)
+    lines = story.tell(end, entry, chain, raw=raw, edited_field=config.edited_field)
     return Result("\n".join(lines), {"end": end, "entry": entry, "story": lines})
 
 

@@ -56,12 +56,18 @@ def raw_line(path: Path, number: int) -> bytes | None:
     return next(islice(reading.lines(path, 0, path.stat().st_size), number - 1, number), None)
 
 
-def tell(end: str, entry: Mapping[str, Any], rules: list[tuple[str, Rule]], *, raw: bytes | None) -> list[str]:
+def tell(
+    end: str, entry: Mapping[str, Any], rules: list[tuple[str, Rule]], *, raw: bytes | None, edited_field: str | None = None
+) -> list[str]:
     """The story in lines. `raw` is the line as it came, where it can be had: without it a kept record's changes are unknown."""
     lines = [f"{entry.get('source')}" + (f", id {entry['id']}" if "id" in entry else "")]
-    record = _record(entry, raw)
+    value = entry.get("record") if raw is None else reading.parse(raw)
+    record = formats.read(value, "", edited_field=edited_field) if isinstance(value, dict) else None
     if isinstance(record, Record):
-        lines += [f"  {line}" for line in _steps(record, rules)]
+        steps = list(_steps(record, rules))
+        lines += [f"  {line}" for line, _ in steps]
+        if "messages" in entry and steps[-1][1].id != entry.get("id"):
+            lines.append("  this is another record than the one kept: the source, or what reads it, is not what it was")
     elif end == "quarantined":
         lines.append(f"  read: {str(entry.get('raw', ''))[:_RAW_CHARS]}")
     else:
@@ -76,21 +82,17 @@ def tell(end: str, entry: Mapping[str, Any], rules: list[tuple[str, Rule]], *, r
     return lines
 
 
-def _record(entry: Mapping[str, Any], raw: bytes | None) -> Record | str | None:
-    value = entry.get("record") if raw is None else reading.parse(raw)
-    return formats.read(value, str(entry.get("source", ""))) if isinstance(value, dict) else None
-
-
-def _steps(record: Record, rules: list[tuple[str, Rule]]) -> Iterator[str]:
-    yield f"read: {excerpt(record.messages)}"
+def _steps(record: Record, rules: list[tuple[str, Rule]]) -> Iterator[tuple[str, Record]]:
+    """What each rule did, and the record it left."""
+    yield f"read: {excerpt(record.messages)}", record
     for name, rule in rules:
         verdict = rule(record)
         if isinstance(verdict, Rejection):
-            yield f"{name}: rejected, {verdict.reason} {verdict.detail}".rstrip()
+            yield f"{name}: rejected, {verdict.reason} {verdict.detail}".rstrip(), record
             return
         found = dict(verdict.found) if isinstance(verdict, Changed) else {}
         after = verdict.record if isinstance(verdict, Changed) else verdict
         counted = f" ({', '.join(f'{kind} {count}' for kind, count in found.items())})" if found else ""
         told = " → ".join(f"“{text}”" for text in difference(record, after))
-        yield f"{name}: " + (f"changed{counted}: {told}" if after != record else f"passed{counted}")
+        yield f"{name}: " + (f"changed{counted}: {told}" if after != record else f"passed{counted}"), after
         record = after

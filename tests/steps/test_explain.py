@@ -287,3 +287,12 @@ def test_a_record_of_the_dataset_reads_as_itself(judged: list[str]) -> None:
     assert llmkit(*judged, "--allow-code")[0] == 0
     for line in Path("out/train.jsonl").read_bytes().splitlines():
         assert Record.from_json(line).to_json() == line
+
+
+def test_a_source_edited_since_is_told(ask: Any) -> None:
+    path = Path("chats.jsonl")
+    lines = path.read_text("utf-8").splitlines()
+    path.write_text("\n".join([lines[0].replace("13800138000", "13900139000").replace("請問", "请教"), *lines[1:]]), "utf-8")
+    code, out, _ = ask("chats.jsonl:1")
+    assert code == 0
+    assert "this is another record than the one kept" in out
