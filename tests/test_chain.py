@@ -192,7 +192,7 @@ def test_the_quickstart_s_chain_runs_on_the_real_model(tmp_path: Path) -> None:
 
 
 def _answers_chinese_and_stops(path: Path) -> None:
-    """After 30 steps a model rambles on now and then, after the recipe's 120 it does not: here one answer must end by itself."""
+    """After 30 steps a model rambles on now and then, after the recipe's 120 it does not: one answer must end by itself."""
     from llmkit.gguf.runtime import LlamaServer
 
     with LlamaServer(path, threads=2, context=512) as server:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from llmkit.data import dedup, overlap
 from llmkit.data.cleaning import SIDES, Sifting
 from llmkit.data.near import Families
+from llmkit.data.record import Record
 from llmkit.data.sieve import excerpt
 from llmkit.data.split import TRAIN, Shares, deal
 from llmkit.data.store import Store
@@ -59,7 +60,7 @@ class Arranger:
         """Of dialogues near one another the first stays."""
         keys = _joined(self._sifting.near)
         groups: dict[int, list[dedup.Near]] = {}
-        for found in dedup.near_duplicates(keys, self._store.shingles("dialogue"), threshold):
+        for found in dedup.near_duplicates(keys, self._store.shingles(dedup.WHOLE), threshold):
             detail = f"{found.similarity:.2f} like {self._store.id(found.like)}"
             self._drop(found.place, NEAR, "near_duplicate", detail)
             groups.setdefault(found.like, []).append(found)
@@ -71,9 +72,11 @@ class Arranger:
         index = overlap.Index(test_set.texts, threshold)
         for places in _parts(np.flatnonzero(self.result.sides != _DROPPED)):
             found: dict[int, overlap.Overlap] = {}
-            for view in ("user", "dialogue"):
-                for one in index.overlaps(self._store.texts(view, places)):
-                    found.setdefault(one.left, one)
+            records = [self._store.record(place) for place in places]
+            # A question may stand anywhere in a dialogue.
+            asked = [(left, text) for left, record in enumerate(records) for text in _asked(record)]
+            for one in index.overlaps([text for _, text in asked]):
+                found.setdefault(asked[one.left][0], one)
             for left, one in sorted(found.items()):
                 detail = f"{one.similarity:.2f} like {test_set.label}:{test_set.lines[one.right]}"
                 self._drop(places[left], TEST_SETS, "in_test_set", detail)
@@ -149,6 +152,15 @@ class Arranger:
         ]
         text = excerpt(self._store.record(place).messages)
         return {"size": len(members) + 1, "kept": self._store.id(place), "text": text, "members": shown}
+
+
+def _asked(record: Record) -> list[str]:
+    """Each message of the user, and with its answer; all the user's words, and everything said."""
+    messages = record.messages
+    places = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    alone = [messages[place]["content"] for place in places]
+    answered = [messages[place]["content"] + messages[place + 1]["content"] for place in places if place + 1 < len(messages)]
+    return [*alone, *answered, dedup.view(record, "user"), dedup.view(record, "dialogue")]
 
 
 def _joined(parts: Sequence[NDArray[np.uint32]]) -> NDArray[np.uint32]:

@@ -97,7 +97,7 @@ class Sifting:
             for name, keys in batch.views.items():
                 self.views[name].append(keys[fresh])
             if self._spec.languages:
-                codes = [self.names.setdefault((task.label, one), len(self.names)) for one in batch.languages]
+                codes = [self.names.setdefault((task.stratum, one), len(self.names)) for one in batch.languages]
                 self.strata.append(np.array(codes, dtype=np.uint32)[fresh])
 
     def _drop_repeated(

@@ -8,16 +8,19 @@ to it counts only where it is returned. Where a record came from stays as it is.
 """
 
 import importlib.util
+import sys
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from llmkit.data.filters import Changed, Rejection, Rule, Verdict
+from llmkit.data.filters import Changed, Rejection, Rule, Verdict, dialogue_filter
 from llmkit.data.record import Message, Record
 from llmkit.errors import UsageError
 
+_WHOLE = dialogue_filter(min_turns=1, max_chars=sys.maxsize)
 _REASON_CHARS = 80  # a reason is counted by, so it is a short text
 _NEXT = "see `judge` in the documentation of clean.custom"
 
@@ -59,7 +62,8 @@ def _run(path: Path) -> ModuleType:
         raise UsageError("no such Python file", where=str(path), next="mend clean.custom")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a boundary: a user's file may raise anything
         raise _failed(error, path, "cannot run this file") from None
     return module
@@ -68,7 +72,8 @@ def _run(path: Path) -> ModuleType:
 def _call(judge: Callable[[dict[str, Any]], object], record: Record, path: Path) -> object:
     fields = {**record._asdict(), "messages": [dict(message) for message in record.messages]}
     try:
-        return judge(fields)
+        with redirect_stdout(sys.stderr):  # stdout is for results
+            return judge(fields)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a boundary: a user's function may raise anything
         raise _failed(error, path, f"judge failed on {record.source or 'a record'}") from None
 
@@ -80,7 +85,12 @@ def _record(answer: object, record: Record, path: Path) -> Record:
         raise UsageError(f"judge answered {problem}", where=f"{path}, for {record.source or 'a record'}", next=_NEXT)
     assert isinstance(answer, dict)
     messages = [Message(role=one["role"], content=one["content"]) for one in answer["messages"]]
-    return Record(messages, record.source, answer.get("rejected"), answer.get("pair", ""), answer.get("score"))
+    kept = Record(messages, record.source, answer.get("rejected"), answer.get("pair", ""), answer.get("score"))
+    verdict = _WHOLE(kept)
+    if isinstance(verdict, Rejection):
+        what = f"judge answered a dialogue that cannot be trained on: {verdict.detail or verdict.reason}"
+        raise UsageError(what, where=f"{path}, for {record.source or 'a record'}", next="return a reason to drop it")
+    return kept
 
 
 def _problem(answer: object) -> str:

@@ -15,6 +15,7 @@ from llmkit.data.near import Families, Numbers, bands, mix, shingled, signatures
 from llmkit.data.record import Record
 
 VIEWS: dict[str, tuple[str, ...]] = {"dialogue": ("user", "assistant"), "user": ("user",), "assistant": ("assistant",)}
+WHOLE = "whole"  # with the system message and a rejected answer: another persona, another pair is no duplicate
 _AT_ONCE = 512  # texts whose signatures are made together: what fits a processor's cache
 _REPRESENTATIVES = 64  # of a bucket that a later text is compared with
 _ALL_PAIRS_UP_TO = 32  # members of a bucket that are each compared with all before them
@@ -32,8 +33,11 @@ class Near(NamedTuple):
 
 
 def view(record: Record, name: str) -> str:
-    """All that the roles of a view say, the user's words before the assistant's."""
-    return "".join([message["content"] for role in VIEWS[name] for message in record.messages if message["role"] == role])
+    """All that the roles of a view say, the user's words before the assistant's; `WHOLE` is what `near_duplicates` compares."""
+    if name == WHOLE:
+        return view(record, "system") + view(record, "dialogue") + (record.rejected or "")
+    roles = VIEWS.get(name, (name,))
+    return "".join([message["content"] for role in roles for message in record.messages if message["role"] == role])
 
 
 def band_keys(texts: Sequence[str], threshold: float) -> Keys:

@@ -79,12 +79,15 @@ def read(
 ) -> Record | str:
     """The record in `raw`, or the reason it cannot be read. `source` ("file:line") travels with the record.
 
-    `prefer`, one of `NAMES`, is the format to use where its keys are there; else, unless `strict`, the first that fits.
+    `prefer`, one of `NAMES`, is the format to use where its keys are there; else, unless `strict`, the first that fits. A
+    preference pair is always read as one unless `strict`.
     `score_field` ("rating", or with dots "meta.rating") holds what a person thought of the last answer: a number, true or
     false, or a word such as up or dislike; anything else is no score. `edited_field` holds that answer as a person corrected
     it: it becomes the answer, and what it corrects the rejected one, in place of any other.
     """
     form = None if prefer is None else _BY_NAME[prefer]
+    if not strict and _fits(FORMATS[0], raw):
+        form = FORMATS[0]  # a pair among dialogues of its shape
     if form is None or not _fits(form, raw):
         if strict and form is not None:
             return f"not {form.name}: no {', '.join(sorted(repr(key) for key in form.keys if raw.get(key) is None))}"
@@ -206,8 +209,8 @@ def _read_swift(raw: Raw, source: str) -> Record:
 def _read_completion(raw: Raw, source: str) -> Record:
     """TRL `prompt` and `completion`, strings or lists of messages; a `label` of true or false is a thumb up or down."""
     messages = _continued(_lead(raw, ("prompt",)), raw["completion"], "completion")
-    label = raw.get("label")
-    return Record(messages, source, score=float(label) if isinstance(label, bool) else None)
+    label = _score(raw.get("label"))
+    return Record(messages, source, score=label if label in (0, 1) else None)
 
 
 def _read_response(raw: Raw, source: str) -> Record:

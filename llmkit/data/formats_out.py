@@ -13,47 +13,48 @@ Raw = dict[str, object]
 _FROM = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
-def _to_messages(record: Record) -> Raw:
+def _to_messages(record: Record, thumbs: bool = True) -> Raw:
     """{"messages"}, or for a pair {"prompt", "chosen", "rejected"}: lists of messages all."""
     if record.rejected is None:
-        return {"messages": record.messages, **_labels(record)}
+        return {"messages": record.messages, **_labels(record, thumbs)}
     rejected = Message(role="assistant", content=record.rejected)
     answers = {"chosen": record.messages[-1:], "rejected": [rejected]}
-    return {"prompt": record.messages[:-1], **answers, **_labels(record)}
+    return {"prompt": record.messages[:-1], **answers, **_labels(record, thumbs)}
 
 
-def _to_sharegpt(record: Record) -> Raw:
+def _to_sharegpt(record: Record, thumbs: bool = True) -> Raw:
     """{"conversations", "system"}, and for a pair "chosen" and "rejected", each one message, that the list then ends before."""
     system, talk = _system_apart(record)
     lines = [_line(message["role"], message["content"]) for message in talk]
     if record.rejected is None:
-        return {"conversations": lines, "system": system, **_labels(record)}
+        return {"conversations": lines, "system": system, **_labels(record, thumbs)}
     answers = {"chosen": lines[-1], "rejected": _line("assistant", record.rejected)}
-    return {"conversations": lines[:-1], "system": system, **answers, **_labels(record)}
+    return {"conversations": lines[:-1], "system": system, **answers, **_labels(record, thumbs)}
 
 
-def _to_alpaca(record: Record) -> Raw:
+def _to_alpaca(record: Record, thumbs: bool = True) -> Raw:
     """{"instruction", "input", "output", "history", "system"}, or for a pair "chosen" and "rejected" in place of "output"."""
     system, talk = _system_apart(record)
     *earlier, asked, answer = (message["content"] for message in talk)
     answers = {"output": answer} if record.rejected is None else {"chosen": answer, "rejected": record.rejected}
     history = [[earlier[start], earlier[start + 1]] for start in range(0, len(earlier), 2)]
-    return {"instruction": asked, "input": "", **answers, "history": history, "system": system, **_labels(record)}
+    return {"instruction": asked, "input": "", **answers, "history": history, "system": system, **_labels(record, thumbs)}
 
 
-TO: Mapping[str, Callable[[Record], Raw]] = {
+# `thumbs`: scores of 0 and 1 are thumbs, not the lowest of many stars.
+TO: Mapping[str, Callable[..., Raw]] = {
     "messages": _to_messages,
     "sharegpt": _to_sharegpt,
     "alpaca": _to_alpaca,
 }
 
 
-def _labels(record: Record) -> Raw:
-    """What the shape itself does not tell: a pair's origin unless it is the usual one, and the score."""
+def _labels(record: Record, thumbs: bool) -> Raw:
+    """What the shape itself does not tell: a pair's origin unless it is the usual one, and the score or thumb."""
     labels: Raw = {}
     if record.pair != ("" if record.rejected is None else "explicit"):
         labels["pair"] = record.pair
-    if record.score in (0, 1):
+    if thumbs and record.score in (0, 1):
         labels["kto_tag"] = record.score == 1
     elif record.score is not None:
         labels["score"] = record.score

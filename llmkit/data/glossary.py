@@ -8,7 +8,7 @@ looked up again.
 """
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from llmkit.data.filters import Rule
@@ -20,8 +20,10 @@ _PIECE = 65_536  # characters
 _HEADER = ("variant", "standard")
 
 
-def glossary(path: Path) -> Rule:
+def glossary(path: Path, *, respell: Callable[[str], str] | None = None) -> Rule:
     """A rule that replaces the variants of a CSV file of `variant,standard` lines, UTF-8, the header optional.
+
+    Each variant counts in the spelling that `respell` gives it too.
 
     Raises:
         DataError: the file cannot be read, a line is not such a pair, a variant has two standards or is itself a standard.
@@ -29,9 +31,7 @@ def glossary(path: Path) -> Rule:
     import ahocorasick_rs
 
     table = _read(path)
-    # Standards stand in the table too, as their own: found first, they keep a variant inside them from being replaced.
-    for standard in list(table.values()):
-        table.setdefault(standard, standard)
+    _extend(table, respell)
     spelled: dict[str, list[str]] = {}
     for variant in table:
         spelled.setdefault(_lower(variant), []).append(variant)
@@ -62,6 +62,17 @@ def glossary(path: Path) -> Rule:
         return "".join((*parts, text[done:])) if done else text
 
     return normalizer("glossary", replace)
+
+
+def _extend(table: dict[str, str], respell: Callable[[str], str] | None) -> None:
+    """Add each variant's other spelling, unless that is a standard term; and each standard term as its own."""
+    standards = list(table.values())
+    for variant, standard in list(table.items()):
+        if respell and (other := respell(variant)) not in standards:
+            table.setdefault(other, standard)
+    # Found first, they keep a variant inside them from being replaced.
+    for standard in standards:
+        table.setdefault(standard, standard)
 
 
 def _standard(said: str, variants: list[str], table: Mapping[str, str]) -> str | None:

@@ -37,6 +37,7 @@ _RUNS = {name: re.compile(f"[{characters}]+") for name, characters in _SCRIPTS.i
 _LETTER = re.compile(r"[^\W\d_]")
 _A_HAN = re.compile("[㐀-䶿一-鿿\uf900-\ufaff\U00020000-\U0003ffff]")
 _ASCII_LETTERS = re.compile("[A-Za-z]+")
+_WORDS = re.compile(r"[^\W\d_]+")
 _ACCENTED = re.compile("[ÀÁ-ÖØ-öø-ʯ\u1e00-\u1eff]")
 # Any letter that is neither ASCII nor Han: without one, only Han and ASCII need counting.
 _FURTHER = re.compile("[ªµºÀ-ÖØ-öø-ʯ\u0370-\u1fff\u2c00-\u2dff\u3041-\u318f\ua000-\uabff가-힣\uff21-\uff3a\uff41-\uff9d]")
@@ -70,6 +71,9 @@ def language(text: str) -> str:
 def languages(names: Sequence[str], *, by: Literal["script", "lingua"] = "script") -> Rule:
     """A rule that keeps records in one of `names`, all texts of a record taken together; reason `language`.
 
+    By script, Chinese also is what a user asks in Chinese, whatever code or foreign text stands beside it: four Han
+    characters that are a twentieth of the letters of the user's words.
+
     A record without a letter (sums, emoji) is in every language. Names are those of `NAMES`, with lingua ISO 639-1
     codes.
 
@@ -83,12 +87,22 @@ def languages(names: Sequence[str], *, by: Literal["script", "lingua"] = "script
             raise RecipeError(f"no such language: {name!r}", where="clean.languages", next=f"choose from {', '.join(known)}")
     wanted = frozenset(names) | {NONE}
     wish = " or ".join(names)
+    mixed = by == "script" and "zh" in wanted
 
     def judge(record: Record) -> Verdict:
         found = detect(joined(record))
-        return record if found in wanted else Rejection("language", f"{found}, not {wish}")
+        if found in wanted or (mixed and _asks_in_chinese(record)):
+            return record
+        return Rejection("language", f"{found}, not {wish}")
 
     return judge
+
+
+def _asks_in_chinese(record: Record) -> bool:
+    asked = "\n".join([message["content"] for message in record.messages if message["role"] == "user"])[:_LOOKED_AT]
+    han = sum(map(len, _RUNS["zh"].findall(asked)))
+    kana = _RUNS["ja"].search(asked)
+    return han >= 4 and not kana and 20 * han >= sum(map(len, _WORDS.findall(asked)))
 
 
 def _weigh(text: str) -> str:

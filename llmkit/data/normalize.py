@@ -44,6 +44,7 @@ _LINE_TAIL = re.compile(r"(?<![^\S\n])[^\S\n]++(?=\n)")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _FENCE = re.compile(r"(```.*?(?:```|\Z))", re.DOTALL)
 _HAN = re.compile("[\u2e80-\u2fdf㐀-䶿一-鿿\uf900-\ufaff\U00020000-\U0003ffff]")
+_KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
 
 
 def unicode_repair() -> Rule:
@@ -86,17 +87,18 @@ def whitespace() -> Rule:
 
 
 def simplify() -> Rule:
-    """Traditional → Simplified Chinese, word by word, by OpenCC's t2s."""
+    """Traditional → Simplified Chinese, word by word, by OpenCC's t2s; a record with kana in it is Japanese and stays."""
+    return normalizer("simplify", simplified)
+
+
+def simplified(text: str) -> str:
+    """`simplify` for one text."""
+    if text.isascii() or not _HAN.search(text) or _KANA.search(text):
+        return text
     convert = _converter().convert
-
-    def simple(text: str) -> str:
-        if text.isascii() or not _HAN.search(text):
-            return text
-        once: str = convert(text)
-        # Again, for a few characters take two steps (薴 → 苧 → 苎).
-        return once if once == text else convert(once)
-
-    return normalizer("simplify", simple)
+    once: str = convert(text)
+    # Again, for a few characters take two steps (薴 → 苧 → 苎).
+    return once if once == text else str(convert(once))
 
 
 def normalizer(name: str, change: Callable[[str], str]) -> Rule:

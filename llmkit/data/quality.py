@@ -34,7 +34,8 @@ def repetition(max_share: float) -> Rule:
     words = np.dtype("<u8")
 
     def judge(record: Record) -> Verdict:
-        text = joined(record)[:_LOOKED_AT]
+        # A corrected answer repeats most of what it corrects.
+        text = joined(record if record.rejected is None else record._replace(rejected=None))[:_LOOKED_AT]
         windows = len(text) - NGRAM + 1
         if windows <= 0:
             return record

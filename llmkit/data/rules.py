@@ -49,7 +49,8 @@ def _always(spec: Spec) -> bool:
 def _glossary(spec: Spec) -> Rule:
     from llmkit.data.glossary import glossary
 
-    return glossary(Path(spec["glossary"]))
+    # Texts are simplified by then, so its variants must be found in that spelling too.
+    return glossary(Path(spec["glossary"]), respell=normalize.simplified if spec.get("simplify") else None)
 
 
 def _dialogue(spec: Spec) -> Rule:
@@ -68,7 +69,8 @@ def _languages(spec: Spec) -> Rule:
 def _sensitive(spec: Spec) -> Rule:
     from llmkit.data.sensitive import sensitive
 
-    return sensitive([Path(path) for path in spec["sensitive"]["words"]], action=spec["sensitive"]["action"])
+    respell = normalize.simplified if spec.get("simplify") else None
+    return sensitive([Path(path) for path in spec["sensitive"]["words"]], action=spec["sensitive"]["action"], respell=respell)
 
 
 def _personal(spec: Spec) -> Rule:

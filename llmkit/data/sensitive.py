@@ -34,18 +34,21 @@ _NARROW = {code: code - 0xFEE0 for code in (*range(ord("０"), ord("９") + 1), 
 _FOLDS = re.compile("[A-ZİςÀ-ÖØ-Þ\u0100-\u1fff\u2100-\u2cf3\ua640-\uabbf\ud800-\udfff０-９Ａ-Ｚａ-ｚ\U00010400-\U0001ffff]")
 
 
-def sensitive(words: Sequence[Path], *, action: Action) -> Rule:
+def sensitive(words: Sequence[Path], *, action: Action, respell: Callable[[str], str] | None = None) -> Rule:
     """A rule that masks, drops or counts listed words in every text of a record, a rejected answer among them.
 
     `words`: UTF-8 files, one word a line; blank lines and lines that begin with # are skipped. Of overlapping words the
     leftmost counts, and of those the longest. mask: each character of a hit becomes *; mask and count give
     Changed.found {"sensitive": hits}. drop: Rejection "sensitive", the detail names the first word. A record without a hit
-    is returned as it is. The search is Aho–Corasick: one pass, whatever the number of words.
+    is returned as it is. Each word counts in the spelling that `respell` gives it too.
+
+    The search is Aho–Corasick: one pass, whatever the number of words.
 
     Raises:
         DataError: a list that cannot be read, is not UTF-8 or holds no word.
     """
-    find = _finder([word for path in words for word in _listed(path)])
+    listed = [word for path in words for word in _listed(path)]
+    find = _finder([*listed, *map(respell, listed)] if respell else listed)
 
     def judge(record: Record) -> Verdict:
         # No word holds what stands between two texts, so none is found across them.

@@ -27,6 +27,7 @@ from llmkit.data.measure import Measures
 from llmkit.data.record import Message, Record
 
 EXAMPLES = 10
+_PRIVATE, _HIDDEN = frozenset(("personal", "sensitive")), "(not shown here)"  # a report is passed round
 QUARANTINE = "unreadable"
 PAIRS, NEARLY_EQUAL, LONGER = "pairs", "nearly equal", "rejected longer"
 MAX_REJECTED_RATIO = 3.0  # of the rejected answer's length to the chosen one's, above which a pair teaches length
@@ -62,6 +63,7 @@ class Task:
     prefer: str | None = None
     strict: bool = False
     bad: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    stratum: str = ""
 
 
 class Example(NamedTuple):
@@ -102,7 +104,7 @@ class Tally:
         examples = self.changes.setdefault(rule, [])
         if len(examples) < EXAMPLES:
             old, new = difference(before, after)
-            examples.append(Example(before.source, new, before=old))
+            examples.append(Example(before.source, new, before=_HIDDEN if rule in _PRIVATE else old))
 
 
 class Batch(NamedTuple):
@@ -171,6 +173,7 @@ class _Sieve:
         self.first_bad = ("", "")
         self.tally = Tally()
         self.before, self.after = Measures(), Measures()
+        self.whole: list[str] = []
         self.user: list[str] = []
         self.assistant: list[str] = []
         self.languages: list[str] = []
@@ -223,7 +226,8 @@ class _Sieve:
             kept.append(raw[1:])
             if aside:
                 texts = said.split('"')[9::8]
-                self._set_aside("".join(texts[::2]), "".join(texts[1::2]))
+                user, assistant = "".join(texts[::2]), "".join(texts[1::2])
+                self._set_aside(user, assistant, user + assistant)
         self.read += short
 
     def line(self, raw: bytes, number: int) -> None:
@@ -281,7 +285,7 @@ class _Sieve:
             self.paired.append(len(self.ids) - 1)
             self._review(record)
         if self.needs_texts or self.spec.languages:
-            self._set_aside(dedup.view(record, "user"), dedup.view(record, "assistant"))
+            self._set_aside(dedup.view(record, "user"), dedup.view(record, "assistant"), dedup.view(record, dedup.WHOLE))
 
     def _review(self, record: Record) -> None:
         """Count where a pair comes from, and what makes a poor one; none is dropped for it."""
@@ -291,19 +295,24 @@ class _Sieve:
         if pairs.length_ratio(record) > MAX_REJECTED_RATIO:
             self.tally.found[PAIRS, LONGER] += 1
 
-    def _set_aside(self, user: str, assistant: str) -> None:
+    def _set_aside(self, user: str, assistant: str, whole: str) -> None:
         if self.spec.languages:
             self.languages.append(language(user + assistant))
         if self.needs_texts:
             self.user.append(user)
             self.assistant.append(assistant)
+            self.whole.append(whole)
 
     def _reject(self, rule: str, why: Rejection, record: Record, raw: bytes) -> None:
         # The line goes in as it came: what is dropped must be found again to the byte.
         came = orjson.Fragment(raw.strip())
         line = {"source": record.source, "rule": rule, "reason": why.reason, "detail": why.detail, "record": came}
         self.rejected.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-        self.tally.remove(rule, why.reason, lambda: Example(record.source, excerpt(record.messages), why.detail))
+        self.tally.remove(
+            rule,
+            why.reason,
+            lambda: Example(record.source, _HIDDEN if rule in _PRIVATE else excerpt(record.messages), why.detail),
+        )
 
     def _quarantine(self, reason: str, raw: str, source: str) -> None:
         self.read += 1
@@ -334,7 +343,7 @@ class _Sieve:
             tally=self.tally,
             before=self.before,
             after=self.after,
-            near=None if near is None else dedup.band_keys(both, near),
+            near=None if near is None else dedup.band_keys(self.whole, near),
             views={name: dedup.band_keys(texts, self.spec.split or 1) for name, texts in views.items()},
             languages=self.languages,
             paired=paired,

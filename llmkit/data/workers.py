@@ -28,13 +28,17 @@ Sifted = tuple[Task, Batch]
 
 
 class Source(NamedTuple):
-    """One file of JSON lines: its name for the user, its format where that is known, lines known to be unreadable."""
+    """One file of JSON lines: its name for the user, its format where that is known, lines known to be unreadable.
+
+    `stratum` names it for the split, and stays what it is whatever other files come.
+    """
 
     label: str
     path: Path
     snapshot: reading.Snapshot
     prefer: str | None = None
     strict: bool = False
+    stratum: str = ""
     bad: Mapping[int, tuple[str, str]] = {}
 
 
@@ -54,7 +58,7 @@ def _here(sources: Sequence[Source], spec: Spec) -> Iterator[Sifted]:
     for source in sources:
         line = 1
         for start, end in _ranges(source):
-            task = _task(source, start, end, line)
+            task = _task(source, start, end, range(line, sys.maxsize))
             batch = sift(task, spec)
             line += batch.lines
             yield task, batch
@@ -73,7 +77,11 @@ def _in_pool(sources: Sequence[Source], spec: Spec, workers: int) -> Iterator[Si
                 batches.update(helper.finished())
                 for number, task in islice(tasks, _AHEAD - len(helper.busy)):
                     given.append(task)
-                    helper.give(number, task)
+                    if task.bad:
+                        # What it says of bad lines may fill the pipe: both would wait for one another.
+                        batches[number] = sift(task, spec)
+                    else:
+                        helper.give(number, task)
             while turn in batches:
                 yield given[turn], batches.pop(turn)
                 turn += 1
@@ -192,7 +200,7 @@ def _numbered(sources: Sequence[Source], mapped: Callable[..., Iterator[int]]) -
     line, before = 1, None
     for (source, start, end), count in zip(pieces, counts, strict=True):
         line = line if source is before else 1
-        yield _task(source, start, end, line)
+        yield _task(source, start, end, range(line, line + count))
         line, before = line + count, source
 
 
@@ -201,5 +209,7 @@ def _ranges(source: Source) -> list[tuple[int, int]]:
     return [(start, min(start + PIECE_BYTES, size)) for start in range(0, size, PIECE_BYTES)]
 
 
-def _task(source: Source, start: int, end: int, line: int) -> Task:
-    return Task(source.label, source.path, start, end, line, source.prefer, source.strict, source.bad)
+def _task(source: Source, start: int, end: int, lines: range) -> Task:
+    """`lines`: the numbers of the piece's lines, or of all from its first on."""
+    bad = {line: why for line, why in source.bad.items() if line in lines}
+    return Task(source.label, source.path, start, end, lines.start, source.prefer, source.strict, bad, source.stratum)

@@ -126,7 +126,9 @@ class Rules(BaseModel, frozen=True, extra="forbid"):
     whitespace: bool = Field(False, description="collapse runs of spaces and blank lines")
     simplify: bool = Field(False, description="Traditional → Simplified Chinese (OpenCC t2s)")
     glossary: str | None = Field(None, description="a CSV file of variant,standard: each variant becomes the standard term")
-    languages: tuple[str, ...] | None = Field(None, min_length=1, description="languages that stay, as [zh, en]")
+    languages: Annotated[tuple[str, ...] | None, BeforeValidator(_listed)] = Field(
+        None, min_length=1, description="languages that stay, as [zh, en]"
+    )
     language_by: Literal["script", "lingua"] = Field("script", description="by script, or by lingua (an extra; 96 MB)")
     max_repetition: Share | None = Field(None, ge=0, le=1, description="most repeated 10-character runs, as a share")
     max_special: Share | None = Field(None, ge=0, le=1, description="most special characters, as a share")
@@ -219,18 +221,22 @@ def _sources(inputs: Mapping[str, Artifact], config: Config, unpacked: Path) -> 
 
     files = _files(inputs)
     shared = Counter(path.name for path, _ in files)
+    roots = [inputs[role].path for role in _roles(inputs)]
     found = []
     for number, (path, source) in enumerate(files):
         label = path.name if shared[path.name] == 1 else str(path)
         form = config.formats[source] if source < len(config.formats) else None
+        root = roots[source]
+        inner = path.name if path == root else path.relative_to(root).as_posix()
+        stratum = inner if source == 0 else f"{inner} (source {source + 1})"
         if unpack.is_plain(path):
-            found.append(_source(label, path, form))
+            found.append(_source(label, path, form)._replace(stratum=stratum))
             continue
         unpacked.mkdir(exist_ok=True)
         progress.note(f"unpacking {label}")
         lines = unpacked / f"{number}.jsonl"
         bad = unpack.to_lines(path, lines).bad
-        found.append(_source(label, lines, form)._replace(bad=bad))
+        found.append(_source(label, lines, form)._replace(bad=bad, stratum=stratum))
     return found
 
 
@@ -251,6 +257,10 @@ def _files(inputs: Mapping[str, Artifact]) -> list[tuple[Path, int]]:
     if not found:
         raise DataError("nothing to clean", next="name a source: `data.sources` in the recipe, or --input")
     return found
+
+
+def _roles(inputs: Mapping[str, Artifact]) -> list[str]:
+    return sorted((role for role in inputs if role.startswith("source.")), key=lambda role: (len(role), role))
 
 
 def _source(label: str, path: Path, form: str | None) -> "Source":
@@ -447,9 +457,12 @@ def _convert(out: Path, name: str) -> None:
     from llmkit.data.record import read_records
 
     (out / name).mkdir()
-    for side in ("train", "valid", "test"):
-        with (out / name / f"{side}.jsonl").open("wb") as stream:
-            stream.writelines(orjson.dumps(TO[name](record)) + b"\n" for record in read_records(out / f"{side}.jsonl"))
+    sides = [f"{side}.jsonl" for side in ("train", "valid", "test")]
+    # A 1 among stars is no thumb up.
+    thumbs = all(record.score in (None, 0, 1) for side in sides for record in read_records(out / side))
+    for side in sides:
+        with (out / name / side).open("wb") as stream:
+            stream.writelines(orjson.dumps(TO[name](record, thumbs)) + b"\n" for record in read_records(out / side))
 
 
 def _finish(

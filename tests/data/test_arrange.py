@@ -218,3 +218,40 @@ def test_every_stratum_has_its_share_on_each_side(tmp_path: Path) -> None:
         whole = sum(one[side] for side in SIDES)
         assert [round(one[side] / whole, 2) for side in SIDES] == [0.8, 0.1, 0.1]
     assert [facts[side] for side in SIDES] == [400, 50, 50]
+
+
+def test_a_test_question_is_found_wherever_it_stands_in_a_dialogue(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    asked = text(rng, 40)
+    exam = write(tmp_path / "exam.jsonl", [{"question": asked}])
+    later = talk(text(rng, 30), text(rng, 30), asked, text(rng, 30))
+    facts = run(
+        tmp_path / "out",
+        write(tmp_path / "chats.jsonl", [later, *[chat(rng) for _ in range(20)]]),
+        decontaminate={"against": str(exam)},
+    )
+    assert facts["reasons"] == {"in_test_set": 1}
+
+
+def test_a_file_of_the_same_name_elsewhere_moves_nothing(tmp_path: Path) -> None:
+    rng = random.Random(4)
+    first = write(tmp_path / "one" / "a.jsonl", [chat(rng) for _ in range(60)])
+    second = write(tmp_path / "two" / "a.jsonl", [chat(rng) for _ in range(60)])
+    run(tmp_path / "before", first)
+    run(tmp_path / "after", first, second)
+    sides = [
+        {record.id: side for side in SIDES for record in read_records(tmp_path / name / f"{side}.jsonl")}
+        for name in ("before", "after")
+    ]
+    assert all(sides[1][name] == side for name, side in sides[0].items())
+
+
+def test_another_persona_and_another_rejected_answer_are_no_duplicates(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    question, answer = text(rng, 60), text(rng, 60)
+    personas = [{"messages": [{"role": "system", "content": text(rng, 60)}, *talk(question, answer)]} for _ in range(3)]
+    pairs = [{"prompt": question, "chosen": answer, "rejected": text(rng, 60)} for _ in range(3)]
+    source = write(tmp_path / "chats.jsonl", [*personas, *pairs])
+    assert (
+        run(tmp_path / "out", source, min_turns=2, dedup={"near": 0.8}, split={"train": 1, "valid": 0, "test": 0})["kept"] == 6
+    )

@@ -431,3 +431,18 @@ def test_no_object_makes_a_reader_raise_and_what_it_reads_can_be_written(raw, pr
     assert isinstance(found, str) or Record.from_json(found.to_json()) == found
     assert prompt_text(raw) != ""
     vote([raw])
+
+
+def test_a_pair_among_dialogues_stays_a_pair_and_a_thumb_may_be_a_word() -> None:
+    pair = {
+        "conversations": [{"from": "human", "value": USER}],
+        "chosen": {"from": "gpt", "value": ANSWER},
+        "rejected": {"from": "gpt", "value": WORSE},
+    }
+    found = read(pair, "s", prefer="sharegpt")
+    assert isinstance(found, Record)
+    assert found.rejected == WORSE
+    for label, score in ((True, 1.0), ("False", 0.0), (1, 1.0), (0, 0.0), ("no idea", None), (5, None)):
+        rated = read({"prompt": USER, "completion": ANSWER, "label": label}, "s")
+        assert isinstance(rated, Record)
+        assert rated.score == score

@@ -109,3 +109,11 @@ def test_a_pair_is_written_as_other_trainers_read_it(name: str, raw) -> None:
     record = Record(_dialogue(None, [("早", "早上好")]), "s", "哼", "explicit")
     assert TO[name](record) == raw
     assert TO[name](record._replace(pair="generated")) == {**raw, "pair": "generated"}
+
+
+def test_a_one_among_stars_is_no_thumb() -> None:
+    record = Record([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "s", score=1.0)
+    for to in TO.values():
+        assert to(record)["kto_tag"] is True
+        assert "kto_tag" not in to(record, thumbs=False)
+        assert to(record, thumbs=False)["score"] == 1.0

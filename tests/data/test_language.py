@@ -92,3 +92,15 @@ def test_without_lingua_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(MachineError) as raised:
         languages(["zh"], by="lingua")
     assert "llmkit[lingua]" in raised.value.next
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["Docker里怎么run一个container", "帮我写个快速排序", "把这段翻译成中文：The quick brown fox jumps over the lazy dog."],
+)
+def test_what_is_asked_in_chinese_counts_as_chinese_whatever_code_answers_it(asked: str) -> None:
+    code = "docker run -it --name my-container ubuntu:22.04 /bin/bash && echo done && exit 0 # and so on and so forth"
+    record = Record([{"role": "user", "content": asked}, {"role": "assistant", "content": code}])
+    assert languages(["zh"])(record) is record
+    english = Record([{"role": "user", "content": "How do I run a container?"}, {"role": "assistant", "content": code}])
+    assert languages(["zh"])(english) is not english

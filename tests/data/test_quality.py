@@ -33,7 +33,7 @@ PIECES = st.lists(
 )
 def test_repetition_is_what_its_definition_says_to_the_last_record(pieces, extra: str, bound: float, rejected) -> None:
     record = of("".join(pieces), extra, rejected=rejected)
-    joined = "\0".join(["".join(pieces), extra, *([rejected] if rejected else [])])
+    joined = "\0".join(["".join(pieces), extra])
     verdict = repetition(bound)(record)
     assert (verdict is record) == (share(joined) <= bound)
 

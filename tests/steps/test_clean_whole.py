@@ -328,3 +328,17 @@ def test_everything_planted_is_dropped_or_only_counted(
     if personal == "keep":
         assert report["personal"]["kinds"] == {kind: counts[kind] for kind in KINDS}
         assert report["sensitive"]["count"] == counts["sensitive"]
+
+
+def test_many_bad_rows_do_not_lock_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "PIECE_BYTES", 20_000)
+    rows = ["instruction,output"]
+    for number in range(1500):
+        rows.append(
+            f"question {number * 7919},answer {number * 104729}" + (",too many cells" + "x" * 1500 if number % 3 == 0 else "")
+        )
+    source = tmp_path / "rows.csv"
+    source.write_text("\n".join(rows), "utf-8")
+    facts = [run(tmp_path / f"out{count}", source, min_turns=2, max_bad=0.9, workers=count) for count in (1, 2)]
+    assert facts[0] == facts[1]
+    assert facts[0]["quarantined"] == 500
