@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from llmkit.data import reading
 from llmkit.data.sieve import Batch, Spec, Task, sift
-from llmkit.errors import LlmkitError, MachineError
+from llmkit.errors import LlmkitError, MachineError, told
 
 PIECE_BYTES = 2**19
 _AHEAD = 3  # pieces that a helper has before it
@@ -150,12 +150,16 @@ def _help(tasks: Connection, results: Connection, *rest: Any) -> None:
     *ends, spec = rest
     for end in ends:
         end.close()  # the other process's, which a fork opened here too
-    with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+    with suppress(BrokenPipeError, KeyboardInterrupt):
         while True:
             try:
                 batch: Batch | LlmkitError = sift(tasks.recv(), spec)
+            except (EOFError, KeyboardInterrupt):
+                return
             except LlmkitError as error:
                 batch = error
+            except Exception as error:  # noqa: BLE001 - a boundary: what is raised here is told there
+                batch = told(error)
             results.send(batch)
 
 
