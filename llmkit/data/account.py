@@ -51,7 +51,7 @@ def _name(sources: Sequence[str]) -> str:
 
 def _rules(outcome: Outcome, spec: Spec, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Each rule that ran, in order, with what it saw: all that the rules before it left."""
-    names = [QUARANTINE, *(name for name, _ in rules.chain(spec.rules))]
+    names = [QUARANTINE, *rules.names(spec.rules)]
     names += [EXACT] if config["dedup"]["exact"] else []
     names += [NEAR] if spec.near is not None else []
     names += [TEST_SETS] if config["decontaminate"] else []

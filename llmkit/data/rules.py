@@ -139,6 +139,11 @@ def chain(spec: Spec) -> Rules:
     return rules + list(_custom(spec.get("custom") or ()))
 
 
+def names(spec: Spec) -> list[str]:
+    """The names of `chain(spec)`, with nothing built: no list is read and no code of a user's is run."""
+    return [*(row.name for row in _TABLE if row.wanted(spec)), *(_custom_name(path) for path in spec.get("custom") or ())]
+
+
 def is_basic(spec: Spec) -> bool:
     """Whether nothing judges but the dialogue filter, with tool calls rejected and no minimum of characters but one.
 
@@ -153,4 +158,8 @@ def _custom(paths: Sequence[str]) -> Iterator[tuple[str, Rule]]:
     from llmkit.data import custom
 
     for path in paths:
-        yield f"custom:{Path(path).stem}", custom.load(Path(path))
+        yield _custom_name(path), custom.load(Path(path))
+
+
+def _custom_name(path: str) -> str:
+    return f"custom:{Path(path).stem}"

@@ -325,8 +325,10 @@ class _Sieve:
     def batch(self) -> Batch:
         """All of it, in few large pieces: they travel between processes."""
         near = self.spec.near
-        both = [user + assistant for user, assistant in zip(self.user, self.assistant, strict=True)]
-        views = {"dialogue": both, "user": self.user, "assistant": self.assistant} if self.spec.split else {}
+        views: dict[str, list[str]] = {}
+        if self.spec.split is not None:
+            both = [user + assistant for user, assistant in zip(self.user, self.assistant, strict=True)]
+            views = {"dialogue": both, "user": self.user, "assistant": self.assistant}
         paired = np.zeros(len(self.ids), dtype=bool)
         paired[self.paired] = True
         return Batch(

@@ -8,7 +8,7 @@ import multiprocessing
 import pickle
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -58,7 +58,7 @@ def _here(sources: Sequence[Source], spec: Spec) -> Iterator[Sifted]:
     for source in sources:
         line = 1
         for start, end in _ranges(source):
-            task = _task(source, start, end, range(line, sys.maxsize))
+            task = _task(source, start, end, line, source.bad)
             batch = sift(task, spec)
             line += batch.lines
             yield task, batch
@@ -67,7 +67,7 @@ def _here(sources: Sequence[Source], spec: Spec) -> Iterator[Sifted]:
 def _in_pool(sources: Sequence[Source], spec: Spec, workers: int) -> Iterator[Sifted]:
     """This process is one of the workers: it takes a piece of its own whenever the next batch in order is not there yet."""
     helpers = [_Helper(spec) for _ in range(workers - 1)]
-    tasks = enumerate(_numbered(sources, map))
+    tasks = enumerate(_numbered(sources))
     given: list[Task] = []
     batches: dict[int, Batch] = {}
     turn = 0
@@ -173,7 +173,7 @@ def _on_ray(sources: Sequence[Source], spec: Spec, workers: int) -> Iterator[Sif
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    tasks = list(_numbered(sources, map))
+    tasks = list(_numbered(sources))
     rows = ray.data.from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
     sifted = rows.map(partial(_sift_row, spec=spec))
     try:
@@ -196,16 +196,15 @@ def _sift_row(row: Mapping[str, bytes], *, spec: Spec) -> dict[str, bytes]:
     return {"batch": pickle.dumps(batch)}
 
 
-def _numbered(sources: Sequence[Source], mapped: Callable[..., Iterator[int]]) -> Iterator[Task]:
-    """All pieces with the number of their first line, which takes counting the lines before."""
-    pieces = [(source, start, end) for source in sources for start, end in _ranges(source)]
-    columns = [source.path for source, _, _ in pieces], [start for _, start, _ in pieces], [end for _, _, end in pieces]
-    counts = mapped(reading.count_lines, *columns)
-    line, before = 1, None
-    for (source, start, end), count in zip(pieces, counts, strict=True):
-        line = line if source is before else 1
-        yield _task(source, start, end, range(line, line + count))
-        line, before = line + count, source
+def _numbered(sources: Sequence[Source]) -> Iterator[Task]:
+    """All pieces with the number of their first line, which takes counting the lines before; each knows its own bad ones."""
+    for source in sources:
+        line = 1
+        for start, end in _ranges(source):
+            after = line + reading.count_lines(source.path, start, end)
+            bad = {number: source.bad[number] for number in range(line, after) if number in source.bad} if source.bad else {}
+            yield _task(source, start, end, line, bad)
+            line = after
 
 
 def _ranges(source: Source) -> list[tuple[int, int]]:
@@ -213,7 +212,5 @@ def _ranges(source: Source) -> list[tuple[int, int]]:
     return [(start, min(start + PIECE_BYTES, size)) for start in range(0, size, PIECE_BYTES)]
 
 
-def _task(source: Source, start: int, end: int, lines: range) -> Task:
-    """`lines`: the numbers of the piece's lines, or of all from its first on."""
-    bad = {line: why for line, why in source.bad.items() if line in lines}
-    return Task(source.label, source.path, start, end, lines.start, source.prefer, source.strict, bad, source.stratum)
+def _task(source: Source, start: int, end: int, line: int, bad: Mapping[int, tuple[str, str]]) -> Task:
+    return Task(source.label, source.path, start, end, line, source.prefer, source.strict, bad, source.stratum)

@@ -8,28 +8,12 @@ from hypothesis import strategies as st
 from llmkit.data import dedup
 from llmkit.data.near import Families, shingle_set, similarity
 from llmkit.data.record import Record
+from tests.edited import edited_texts
 
 
 def exchange(question: str, answer: str, *, system: str = "") -> Record:
     messages = [{"role": "system", "content": system}] if system else []
     return Record([*messages, {"role": "user", "content": question}, {"role": "assistant", "content": answer}], "f:1")
-
-
-@st.composite
-def edited(draw) -> list[str]:
-    """A few long texts and copies with some characters changed, in any order, with repetitions."""
-    rng = random.Random(draw(st.integers(0, 2**32)))
-    letters = "abcdefghij的一是了我不在人们有"
-    texts: list[str] = []
-    for _ in range(draw(st.integers(1, 4))):
-        seed = [rng.choice(letters) for _ in range(rng.randint(5, 120))]
-        for _ in range(draw(st.integers(1, 12))):
-            copy = list(seed)
-            for _ in range(rng.randint(0, max(1, len(copy) // 8))):
-                copy[rng.randrange(len(copy))] = rng.choice(letters)
-            texts.append("".join(copy))
-    rng.shuffle(texts)
-    return texts
 
 
 def near_pairs(texts: list[str], threshold: float) -> set[tuple[int, int]]:
@@ -39,7 +23,7 @@ def near_pairs(texts: list[str], threshold: float) -> set[tuple[int, int]]:
 
 # Derandomized: MinHash may miss a pair right at the threshold, and a test must not fail once in a thousand runs.
 @settings(derandomize=True, max_examples=150, deadline=None)
-@given(edited(), st.sampled_from([0.6, 0.7, 0.8, 0.9, 1.0]))
+@given(edited_texts(), st.sampled_from([0.6, 0.7, 0.8, 0.9, 1.0]))
 def test_the_first_of_near_duplicates_stays_and_no_two_that_stay_are_near(texts, threshold: float) -> None:
     keys = dedup.band_keys(texts, threshold)
     found = list(dedup.near_duplicates(keys, lambda place: shingle_set(texts[place]), threshold))
@@ -53,7 +37,7 @@ def test_the_first_of_near_duplicates_stays_and_no_two_that_stay_are_near(texts,
 
 
 @settings(derandomize=True, max_examples=150, deadline=None)
-@given(edited(), st.sampled_from([0.6, 0.7, 0.8, 0.9, 1.0]))
+@given(edited_texts(), st.sampled_from([0.6, 0.7, 0.8, 0.9, 1.0]))
 def test_families_are_those_of_brute_force(texts, threshold: float) -> None:
     found, wanted = Families(len(texts)), Families(len(texts))
     dedup.join_families(found, dedup.band_keys(texts, threshold), lambda place: shingle_set(texts[place]), threshold)

@@ -6,25 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.data import near, overlap
+from tests.edited import edited_texts
 
 THRESHOLDS = st.sampled_from([0.3, 0.5, 0.6, 2 / 3, 0.7, 0.75, 0.8, 0.9, 1.0])
 SHORT = st.text("ab你好,", max_size=12)
-
-
-@st.composite
-def edited(draw) -> list[str]:
-    """A few long texts and copies of them with some characters changed: similarities all the way from 0 to 1."""
-    rng = random.Random(draw(st.integers(0, 2**32)))
-    letters = "abcdefghij的一是了我不在人们有"
-    texts: set[str] = set()
-    for _ in range(draw(st.integers(1, 4))):
-        seed = [rng.choice(letters) for _ in range(rng.randint(5, 120))]
-        for _ in range(draw(st.integers(1, 12))):
-            copy = list(seed)
-            for _ in range(rng.randint(0, max(1, len(copy) // 8))):
-                copy[rng.randrange(len(copy))] = rng.choice(letters)
-            texts.add("".join(copy))
-    return sorted(texts)
 
 
 def check(left: list[str], right: list[str], threshold: float) -> None:
@@ -44,7 +29,7 @@ def test_every_pair_of_short_texts_is_found(left, right, threshold: float) -> No
     check(left, right, threshold)
 
 
-@given(edited(), THRESHOLDS, st.randoms(use_true_random=False))
+@given(edited_texts().map(lambda texts: sorted(set(texts))), THRESHOLDS, st.randoms(use_true_random=False))
 @settings(deadline=None)
 def test_every_pair_of_edited_texts_is_found(texts, threshold: float, rng: random.Random) -> None:
     rng.shuffle(texts)

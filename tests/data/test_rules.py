@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmkit.data.filters import Changed, Rejection, Rule
 from llmkit.data.record import Record
-from llmkit.data.rules import RULES, chain, is_basic
+from llmkit.data.rules import RULES, chain, is_basic, names
 
 BASIC = {
     "min_turns": 2,
@@ -152,3 +152,8 @@ def test_a_chain_is_its_rules_one_after_the_other_and_pure(texts: list[str]) -> 
         state = answer.record if isinstance(answer, Changed) else answer
     assert verdict == state
     assert found.total() == counted
+
+
+def test_the_names_are_those_of_the_chain(tmp_path: Path) -> None:
+    for spec in (BASIC, everything(tmp_path)):
+        assert names(spec) == [name for name, _ in chain(spec)]
