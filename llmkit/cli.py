@@ -125,14 +125,17 @@ def finetune(
     input_: Annotated[str | None, typer.Option("--input", help="Train on this dataset folder alone.")] = None,
     output: Output = None,
     model: Model = None,
-    objective: Annotated[str | None, typer.Option("--objective", help="sft or orpo.")] = None,
+    objective: Annotated[str | None, typer.Option("--objective", help="sft, orpo, dpo or kto.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="lora, qlora or full.")] = None,
+    init_adapter: Annotated[str | None, typer.Option("--init-adapter", help="Start from this adapter folder.")] = None,
     force: Force = False,
     allow_code: AllowCode = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a LoRA adapter."""
-    flags = _flags({"finetune.objective": objective, "model": model})
+    """Train an adapter, or the whole model."""
+    chosen = {"objective": objective, "method": method, "init_adapter": init_adapter}
+    flags = _flags({**{f"finetune.{key}": value for key, value in chosen.items()}, "model": model})
     alone = {"given": input_, "output": output, "model": model}
     _step("finetune", recipe, set_, flags, workspace, alone=alone, force=force, allow_code=allow_code, json_=json_, quiet=quiet)
 
@@ -238,8 +241,27 @@ def validate(recipe: RecipeName, json_: Json = False) -> None:
 
 
 @app.command()
-def inspect(folder: Folder, json_: Json = False) -> None:
-    """Show what an artifact is, what it was made of and what was measured."""
+def inspect(
+    folder: Folder,
+    mask: Annotated[bool, typer.Option("--mask", help="Of a dataset: its first records as training reads them.")] = False,
+    model: Model = None,
+    template: Annotated[
+        str | None, typer.Option("--template", help="With --mask: the chat template. Default: model, the base's own.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="With --mask: how many records. Default: 3.")] = None,
+    json_: Json = False,
+) -> None:
+    """Show what an artifact is, made of what, and measured how; --mask: what training learns of a dataset."""
+    if mask:
+        color = sys.stdout.isatty() and not json_
+        _do(
+            lambda c: c.inspect_mask(folder, model, template or "model", limit=limit or 3, color=color),
+            json_=json_,
+            quiet=False,
+        )
+        return
+    if model or template or limit:
+        _usage("--model, --template and --limit go with --mask")
     _do(lambda c: c.inspect(folder), json_=json_, quiet=False)
 
 

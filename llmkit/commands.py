@@ -2,16 +2,20 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmkit import artifact, origin, pipeline, progress, recipe
 from llmkit.artifact import Artifact, Kind
 from llmkit.errors import DataError, FidelityError, UsageError
 from llmkit.pipeline import Done, Node, Planned
 from llmkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from llmkit.engine import mask
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,54 @@ def inspect(folder: Path) -> Result:
     return Result("\n".join(lines), json.loads((folder / artifact.MANIFEST).read_text("utf-8")))
 
 
+def inspect_mask(folder: Path, model: str | None, template: str, *, limit: int, color: bool) -> Result:
+    """`llmkit inspect DATASET --mask`: the first records as training reads them, with what of them is learnt marked.
+
+    A record with a rejected answer is shown as a pair. `color`: ANSI colours rather than brackets.
+
+    Raises:
+        UsageError: no `model`, or a template that does not fit it.
+        DataError: no dataset, no tokenizer, or a record that the template cannot take (names it).
+    """
+    from llmkit.report import samples
+
+    if not model:
+        raise UsageError("inspect --mask needs --model, the base", next="for example --model demo:gemma-3-270m")
+    records = _first_records(_dataset(folder).path, limit)  # before a model is fetched
+    lines, found = [], []
+    for name, tokens, shown in _masked(records, _here(origin.model(model)).path, template):
+        runs = samples.runs(shown.offsets, shown.encoded.labels_mask)
+        told = f"{name}, {shown.side}" if shown.side else name
+        lines.append(f"── {told}: {len(tokens)} tokens, {sum(shown.encoded.labels_mask)} learnt")
+        if shown.forged:
+            lines.append(f"   left out of training: a message spells {shown.forged}")
+        lines += [samples.render(shown.text, runs, shown.special, color=color).rstrip("\n"), ""]
+        entry = {"record": name, "side": shown.side, "forged": shown.forged, "text": shown.text}
+        found.append({**entry, "tokens": tokens, "ids": shown.encoded.input_ids, "mask": shown.encoded.labels_mask})
+    return Result("\n".join(lines).rstrip("\n"), {"template": template, "samples": found})
+
+
+def _first_records(dataset: Path, limit: int) -> list[dict[str, Any]]:
+    from llmkit.data.record import read_records
+
+    path = dataset / ("train.jsonl" if (dataset / "train.jsonl").exists() else "test.jsonl")
+    records = list(islice(read_records(path), limit))
+    if not records:
+        raise DataError("the dataset has no record to show", where=str(path))
+    extras: list[dict[str, Any]] = [{} if one.rejected is None else {"rejected": one.rejected} for one in records]
+    return [{"id": one.id, "messages": one.messages, **extra} for one, extra in zip(records, extras, strict=True)]
+
+
+def _masked(records: Sequence[Mapping[str, Any]], base: Path, name: str) -> Iterator[tuple[str, list[str], "mask.Shown"]]:
+    """Each record's id, its tokens as the tokenizer spells them, and what training makes of it."""
+    from llmkit.engine import loading, mask, templates
+
+    template, tokenizer = templates.resolve(name, base), loading.load_tokenizer(base)
+    for record in records:
+        for shown in mask.show(record, tokenizer, template):
+            yield record["id"], tokenizer.convert_ids_to_tokens(shown.encoded.input_ids), shown
+
+
 def verify(folder: Path) -> Result:
     """Hash every file of an artifact, or of every artifact below `folder`, again.
 
@@ -259,14 +311,16 @@ def _finetune_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artif
     config = settings.finetune
     seeded = config if config.seed is not None else config.model_copy(update={"seed": settings.seed})
     node = Node("finetune", finetune, seeded, {}, lambda: finetune.check(seeded, base.path))
-    return node, {"dataset": dataset, "base": base}
+    start = {"init": _here(origin.adapter(seeded.init_adapter))} if seeded.init_adapter else {}
+    return node, {"dataset": dataset, "base": base, **start}
 
 
 def _merge_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifact]]:
     from llmkit.steps import merge
 
-    adapter = _folder(Path(job.given), Kind.ADAPTER, "adapter_config.json")
-    return Node("merge", merge, settings.merge, {}), {"adapter": adapter, "base": _base(job)}
+    adapter = _here(origin.adapter(job.given))
+    others = {f"adapter.{index}": _here(origin.adapter(other.path)) for index, other in enumerate(settings.merge.adapters)}
+    return Node("merge", merge, settings.merge, {}), {"adapter": adapter, "base": _base(job), **others}
 
 
 def _quantize_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifact]]:

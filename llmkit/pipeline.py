@@ -105,6 +105,9 @@ def lay_out(recipe: Recipe, *, allow_code: bool = False) -> Chain:
     if recipe.finetune:
         if recipe.finetune.template.endswith(".jinja"):
             origins["template"] = origin.file(recipe.finetune.template)
+        if recipe.finetune.init_adapter:
+            origins["init"] = origin.adapter(recipe.finetune.init_adapter)
+        origins |= {f"adapter.{index}": origin.adapter(other.path) for index, other in enumerate(recipe.merge.adapters)}
         nodes += _training(recipe, origins)
         model = "merge"
     quantized = {config.name: f"quantize-{config.name}" for config in recipe.quantize}
@@ -143,17 +146,23 @@ def _training(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Node]:
             "finetune needs `data`", where=f"recipe {recipe.name}", next="add data: {sources: [{path: data/*.jsonl}]}"
         )
     dataset = "clean"
-    if config.objective == "orpo" and recipe.data.pairs:
+    if config.objective != "sft" and recipe.data.pairs and _makes_pairs(recipe.data.pairs, config.objective):
         made = recipe.data.pairs.model_copy(update={"seed": recipe.seed, "template": config.template})
         base = {"base": "base"} if made.rejected == "generate" else {}
         yield Node("pairs", pairs, made, {"dataset": "clean", **base})
         dataset = "pairs"
     seeded = config if config.seed is not None else config.model_copy(update={"seed": recipe.seed})
     # A template of the user's own counts by its content, not by its path.
-    template = {"template": "template"} if "template" in origins else {}
+    more = {name: name for name in ("template", "init") if name in origins}
     check = partial(finetune.check, seeded, _folder_of(origins["base"]))
-    yield Node("finetune", finetune, seeded, {"dataset": dataset, "base": "base", **template}, check)
-    yield Node("merge", merge, recipe.merge, {"adapter": "finetune", "base": "base"})
+    yield Node("finetune", finetune, seeded, {"dataset": dataset, "base": "base", **more}, check)
+    others = {name: name for name in origins if name.startswith("adapter.")}
+    yield Node("merge", merge, recipe.merge, {"adapter": "finetune", "base": "base", **others})
+
+
+def _makes_pairs(made: pairs.Config, objective: str) -> bool:
+    """Whether pairs are to be made: kto takes ratings as they are."""
+    return objective != "kto" or made.rating is None
 
 
 def _evaluation(recipe: Recipe, model: str, quantized: Mapping[str, str]) -> Node:

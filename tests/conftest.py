@@ -75,6 +75,15 @@ def gemma_270m() -> Path:
     return (found.ready or found.fetch()).path
 
 
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """As `gemma_270m`: SmolLM2 135M, an instruct model with a chat template of its own."""
+    from llmkit import origin
+
+    found = origin.model("demo:smollm2-135m")
+    return (found.ready or found.fetch()).path
+
+
 @pytest.fixture
 def artifact_of() -> Callable[..., Artifact]:
     """Wrap a folder as an artifact: `artifact_of(path, Kind.ADAPTER, facts={...}, inputs={"base": base.fingerprint})`."""

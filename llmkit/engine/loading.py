@@ -3,14 +3,19 @@
 Nothing here unpickles or runs a model folder's own code: safetensors only, `trust_remote_code` off.
 """
 
+import contextlib
+import ctypes
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from llmkit.engine.precision import Precision
 from llmkit.errors import DataError, MachineError
 
 # What a broken folder raises, by library: a missing or odd file, a bad value, a tensor that does not fit.
@@ -21,15 +26,37 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, config: Any = None) -> Any:
+def load_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    config: Any = None,
+    four_bit: Precision | None = None,
+    offload: Path | None = None,
+) -> Any:
     """The causal language model saved in `folder`, in eval mode, on this machine's device.
 
     A bitsandbytes folder keeps its own storage types; `dtype` is then the compute type.
 
+    Args:
+        folder: config.json and safetensors.
+        dtype: what float weights are loaded as.
+        config: taken in place of the folder's own.
+        four_bit: store the linear layers (the head excepted) as NF4 with double quantization and compute with them in this
+            precision (QLoRA: Dettmers et al. 2023, arXiv:2305.14314).
+        offload: a folder for weights; the model may then be larger than memory: weights come from disk as they are used.
+
     Raises:
-        DataError: the folder does not hold a model that transformers can load from safetensors.
+        DataError: the folder does not hold a model that transformers can load from safetensors, or `four_bit` is asked of
+            a model that is quantized already.
         MachineError: it does not fit in memory.
     """
+    options: dict[str, Any] = {"device_map": device()}
+    if four_bit:
+        require_unquantized(folder, "a 4-bit base is made from an unquantized model")
+        options["quantization_config"] = _nf4(four_bit)
+    if offload:
+        options |= {"device_map": "auto", "max_memory": _budget(), "offload_folder": offload}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -38,13 +65,54 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, config: Any 
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
-            device_map=device(),
+            **options,
         )
     except torch.OutOfMemoryError as error:
         raise MachineError("the model does not fit in the device's memory", where=str(folder)) from error
     except (*BROKEN, SafetensorError) as error:
         raise DataError(f"this model cannot be loaded: {_first_line(error)}", where=str(folder)) from error
+    if four_bit:
+        _keep_layout(model)
     return model.eval()
+
+
+def require_unquantized(folder: Path, why: str) -> None:
+    """Refuse a model whose weights are stored quantized.
+
+    Raises:
+        DataError: it is; `why` is what the user reads.
+    """
+    if getattr(load_config(folder), "quantization_config", None):
+        raise DataError(f"{why}; this one is quantized", where=str(folder), next="name the bf16 or fp32 base")
+
+
+def free_memory() -> int:
+    """Bytes that a model may take on this machine's device now."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def release() -> None:
+    """Give back to the system what models no longer in use have held."""
+    gc.collect()  # a wrapped module is part of a cycle
+    # glibc keeps what other threads freed, and transformers loads in threads: the next model would come on top.
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def empty_model(folder: Path) -> Any:
+    """The architecture of the model in `folder`, without weights (on the meta device).
+
+    Raises:
+        DataError: transformers does not know it.
+    """
+    config = load_config(folder)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except BROKEN as error:
+        raise DataError(f"this config.json cannot be used: {_first_line(error)}", where=str(folder)) from error
 
 
 def from_weights(folder: Path, weights: Mapping[str, torch.Tensor]) -> Any:
@@ -107,6 +175,31 @@ def read_tensor(folder: Path, *names: str) -> torch.Tensor:
 def save_model(model: Any, folder: Path) -> None:
     """Write weights (safetensors), config and generation config to `folder`."""
     model.save_pretrained(folder)
+
+
+def _nf4(precision: Precision) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+    )
+
+
+def _keep_layout(model: Any) -> None:
+    # On a CPU with AVX512-BF16 bitsandbytes 0.50 repacks a 4-bit layer at its first forward in eval mode; gradients and
+    # everything else that dequantizes it are then silently wrong.
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _budget() -> dict[int | str, int]:
+    # A share of what is free: a layer's weights and activations come on top.
+    budget: dict[int | str, int] = {"cpu": psutil.virtual_memory().available // 2}
+    if torch.cuda.is_available():
+        budget[0] = free_memory() // 2
+    return budget
 
 
 def _first_line(error: BaseException) -> str:

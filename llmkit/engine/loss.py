@@ -1,9 +1,14 @@
-"""Log-probabilities of the tokens to learn, and of no others. Knows models and labels; nothing of trainers.
+"""Log-probabilities of the tokens to learn, and of no others. Knows models and packed batches; nothing of trainers.
 
-The output head is applied at labelled positions only: with Gemma's vocabulary of 262,144 it costs more than the rest of
-a small model, and most positions (prompts, padding) carry no label.
+The output head is applied at scored positions only, a chunk of them at a time: with Gemma's vocabulary of 262,144 it
+costs more than the rest of a small model, and its logits more memory. A frozen head's gradient is taken in the forward
+pass, while a chunk's logits are at hand, so that no chunk's are ever made twice or kept.
 """
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,62 +16,190 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from llmkit.engine.mask import IGNORED
+from llmkit.engine import packing
 from llmkit.errors import FidelityError
 
-CHUNK_ELEMENTS = 2**27  # logits alive at once: 512 MiB in fp32
+CHUNK_ELEMENTS = 2**24  # logits alive at once: 64 MiB in fp32
 
 
-def labelled_log_probs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Log-probability (nats, fp32) of each labelled token and the row it stands in; both of shape (labelled tokens,).
+@dataclass(frozen=True)
+class Head:
+    """What turns hidden states into logits: weight (vocabulary, hidden), bias, a factor, and Gemma 2's cap."""
 
-    `model` is a causal language model of transformers, bare or wrapped by peft; `batch` holds `input_ids`,
-    `attention_mask` and unshifted `labels`, all (rows, tokens).
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    cap: float | None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """fp32 logits (positions, vocabulary)."""
+        logits = functional.linear(hidden, self.weight, self.bias).float()
+        if self.scale != 1:
+            logits = logits * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+def score(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Log-probability (nats, fp32) of each scored token of a packed batch: (scores,), in the order of its `targets`.
+
+    `model` is a causal language model of transformers, bare or wrapped (by peft, by accelerate), inside `scoring`.
     """
-    causal = model.get_base_model() if hasattr(model, "peft_config") else model
-    backbone = causal.base_model
-    hidden = backbone(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).last_hidden_state
-    targets = batch["labels"][:, 1:]
-    labelled = targets != IGNORED
-    rows = labelled.nonzero()[:, 0]
-    return _log_probs(causal, hidden[:, :-1][labelled], targets[labelled]), rows
+    return model(**{name: batch[name] for name in _INPUTS})["log_probs"]
 
 
-def prove_head(model: Any, batch: dict[str, Tensor], *, tolerance: float = 1e-3) -> None:
-    """Fail where the model's own logits give another loss: its head does more than this module knows of.
+@contextmanager
+def scoring(model: Any, *, packed: bool | None = None) -> Iterator[None]:
+    """Let `model` answer `score`; its own forward is untouched for every other call, and restored at the end.
 
-    `tolerance` (nats a token) is for fp32: bf16 logits differ by tenths with the shape of the product that makes them.
+    The scores are computed inside the model's own forward, and its head's, so that wrappers (DDP, FSDP) see ordinary ones.
+    `packed`: whether attention too works on the packed row; by default where the architecture lets it.
+    """
+    causal = _causal(model)
+    head, own_attention = causal.get_output_embeddings(), causal.config._attn_implementation
+    packed = packing.can_pack(causal) if packed is None else packed
+    if packed:
+        causal.set_attn_implementation(packing.NAME)
+
+    def forward(original: Any, *args: Any, targets: Tensor | None = None, **inputs: Any) -> Any:
+        if targets is None:
+            return original(*args, **inputs)
+        states = _states(causal, inputs, packed=packed)[inputs["sources"]]
+        return {"log_probs": head(states, targets)}
+
+    def head_forward(original: Any, states: Tensor, targets: Tensor | None = None) -> Tensor:
+        return original(states) if targets is None else log_probs(_head(causal, head), states, targets)
+
+    try:
+        with _instead(causal, forward), _instead(head, head_forward):
+            yield
+    finally:
+        if packed:
+            causal.set_attn_implementation(own_attention)
+
+
+@contextmanager
+def _instead(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """`forward(the module's own forward, …)` in its place."""
+    original, patched = module.forward, "forward" in vars(module)  # TRL patches a model too
+    module.forward = partial(forward, original)
+    try:
+        yield
+    finally:
+        if patched:
+            module.forward = original
+        else:
+            del module.forward
+
+
+@contextmanager
+def speaking(model: Any) -> Iterator[None]:
+    """Within `scoring`: attention over padded rows again, for generation."""
+    causal = _causal(model)
+    if causal.config._attn_implementation != packing.NAME:
+        yield
+        return
+    causal.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        causal.set_attn_implementation(packing.NAME)
+
+
+_INPUTS = ("input_ids", "position_ids", "rows", "lengths", "back", "sources", "targets")
+
+
+def _causal(model: Any) -> Any:
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def _states(causal: Any, batch: Mapping[str, Tensor], *, packed: bool) -> Tensor:
+    """The last hidden state of each of the batch's tokens: (T, hidden)."""
+    ids, rows, back = batch["input_ids"], batch["rows"], batch["back"]
+    if packed:
+        found = causal.base_model(input_ids=ids, position_ids=batch["position_ids"], rows=rows, back=back, use_cache=False)
+        return found.last_hidden_state[0]
+    seen = torch.arange(rows.shape[1], device=rows.device) < batch["lengths"][:, None]
+    found = causal.base_model(input_ids=ids[0][rows], attention_mask=seen.long(), use_cache=False)
+    return found.last_hidden_state.flatten(0, 1)[back]
+
+
+def _head(causal: Any, head: Any) -> Head:
+    config = causal.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)  # Cohere; Granite
+    return Head(head.weight, getattr(head, "bias", None), scale, getattr(config, "final_logit_softcapping", None))  # Gemma 2
+
+
+def log_probs(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability (nats, fp32) of `targets` (positions,) after hidden states (positions, hidden)."""
+    size = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
+    if hidden.requires_grad and not head.weight.requires_grad:
+        if torch.is_autocast_enabled(hidden.device.type):  # a function of our own is not cast by itself
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+            bias = None if head.bias is None else head.bias.to(dtype)
+            head, hidden = Head(head.weight.to(dtype), bias, head.scale, head.cap), hidden.to(dtype)
+        return _FrozenHead.apply(hidden, targets, head, size)
+    pieces = zip(hidden.split(size), targets.split(size), strict=True)
+    if not torch.is_grad_enabled() or len(hidden) <= size:
+        return torch.cat([_plain(head, states, wanted) for states, wanted in pieces] or [hidden.new_zeros(0).float()])
+    # The head learns too, and its gradient needs what comes from above: make each chunk's logits again then.
+    return torch.cat([checkpoint(_plain, head, states, wanted, use_reentrant=False) for states, wanted in pieces])
+
+
+def _plain(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
+    return -functional.cross_entropy(head.logits(hidden), targets, reduction="none")
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Keeps log p's gradient by the hidden state, scale · (weight[target] − Σ p · weight): (positions, hidden)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, size: int) -> Tensor:
+        found = hidden.new_empty(len(hidden), dtype=torch.float32)
+        slopes = torch.empty_like(hidden)
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
+            found[part], slopes[part] = _with_slope(head, hidden[part], targets[part])
+        ctx.save_for_backward(slopes)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, None, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return (slopes * above[0][:, None]).to(slopes.dtype), None, None, None
+
+
+def _with_slope(head: Head, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    logits = head.logits(hidden)
+    chosen = logits.gather(1, targets[:, None])
+    highest = logits.amax(1, keepdim=True)
+    bend = None if head.cap is None else 1 - (logits / head.cap).square()  # of the cap, at each logit
+    weights = logits.sub_(highest).exp_()
+    total = weights.sum(1, keepdim=True)
+    found = (chosen - highest - total.log()).squeeze(1)
+    weights.div_(total)
+    weights.scatter_add_(1, targets[:, None], torch.full_like(chosen, -1.0))  # p - 1 at the target
+    if bend is not None:
+        weights.mul_(bend)
+    return found, (weights.to(hidden.dtype) @ head.weight).mul_(-head.scale)
+
+
+def prove(model: Any, batch: Mapping[str, Tensor], *, tolerance: float = 1e-3) -> None:
+    """Fail where the model's own padded forward gives other log-probabilities: it does more than this module knows of.
+
+    `tolerance` (nats, the largest over the batch's tokens' mean) is for fp32: bf16 logits differ by tenths with the
+    shape of the product that makes them. Run it on a bare model.
 
     Raises:
-        FidelityError: with both losses.
+        FidelityError: with both means.
     """
+    rows, back = batch["rows"], batch["back"]
     with torch.no_grad():
-        ours = -labelled_log_probs(model, batch)[0].mean().item()
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        targets = batch["labels"][:, 1:]
-        theirs = functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED).item()
+        with scoring(model):
+            ours = score(model, batch).mean().item()
+        seen = torch.arange(rows.shape[1], device=rows.device) < batch["lengths"][:, None]
+        logits = model(input_ids=batch["input_ids"][0][rows], attention_mask=seen.long(), use_cache=False).logits
+        scored = logits.flatten(0, 1)[back][batch["sources"]].float()
+        theirs = -functional.cross_entropy(scored, batch["targets"]).item()
     if not abs(ours - theirs) <= tolerance:
-        raise FidelityError(f"the loss at labelled positions is {ours:.4f}, by the model's own logits {theirs:.4f}")
-
-
-def _log_probs(causal: Any, hidden: Tensor, targets: Tensor) -> Tensor:
-    head = causal.get_output_embeddings()
-    config = causal.config.get_text_config()
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)  # Cohere; Granite
-
-    def score(states: Tensor, wanted: Tensor) -> Tensor:
-        logits = head(states).float() * scale if scale != 1 else head(states).float()
-        if cap is not None:
-            logits = cap * torch.tanh(logits / cap)
-        return -functional.cross_entropy(logits, wanted, reduction="none")
-
-    size = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
-    if len(hidden) <= size:
-        return score(hidden, targets)
-    # Long batches: recompute each chunk's logits in the backward pass rather than keep them all.
-    parts = [
-        checkpoint(score, states, wanted, use_reentrant=False)
-        for states, wanted in zip(hidden.split(size), targets.split(size), strict=True)
-    ]
-    return torch.cat(parts)
+        raise FidelityError(f"the mean log-probability is {ours:.4f}, by the model's own logits {theirs:.4f}")

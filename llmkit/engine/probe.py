@@ -29,9 +29,11 @@ class Difference:
 def logits(model: Any, tokenizer: Any) -> list[torch.Tensor]:
     """Next-token logits at every position of every probe text: float32 [length, vocabulary] each, on the CPU."""
     found = []
+    # Weights that stay on disk have no device; accelerate then moves what goes in.
+    device = "cpu" if model.device.type == "meta" else model.device
     with torch.inference_mode():
         for text in TEXTS:
-            ids = torch.tensor([tokenizer(text)["input_ids"]], device=model.device)
+            ids = torch.tensor([tokenizer(text)["input_ids"]], device=device)
             found.append(model(input_ids=ids, use_cache=False).logits[0].float().cpu())
     return found
 

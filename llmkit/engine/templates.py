@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,16 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmkit.errors import DataError, UsageError
 
-OURS = ("chatml", "gemma")
+# Ours by name, each with the tokens that tell a tokenizer of its family.
+OURS = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "gemma": ("<start_of_turn>", "<end_of_turn>"),
+    "llama2": ("<s>", "</s>"),
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "mistral": ("[INST]", "[/INST]", "</s>"),
+    "phi3": ("<|user|>", "<|assistant|>", "<|end|>"),
+    "qwen": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+}
 HOW = f"set finetune.template to {', '.join(OURS)} or the path of a .jinja file"
 Message = Mapping[str, str]
 
@@ -27,13 +36,26 @@ Message = Mapping[str, str]
 _TEMPLATE_FAILURES = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 
 
+# Put before a template that refuses or loses a system prompt: the prompt opens the first user turn instead. It ends on a line
+# feed, which Jinja's trim_blocks takes off again, so that the template's own first line stays the beginning of a line.
+FOLD = (
+    "{% if messages | length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' %}"
+    "{% set messages = [{'role': 'user', 'content': messages[0]['content'] | trim + '\\n\\n' + messages[1]['content'] | trim}]"
+    " + messages[2:] %}{% endif %}\n"
+)
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja chat template. `eos`: the special token it writes right after an assistant's answer."""
+    """A Jinja chat template. `eos`: the special token it writes right after an assistant's answer.
+
+    `folds_system`: `text` opens with `FOLD`, because the template as found refuses or loses a system prompt.
+    """
 
     name: str
     text: str
     eos: str
+    folds_system: bool = False
 
 
 def check(name: str, tokenizer_dir: Path | None) -> None:
@@ -51,6 +73,9 @@ def check(name: str, tokenizer_dir: Path | None) -> None:
 def resolve(name: str, tokenizer_dir: Path) -> ChatTemplate:
     """The template called `name`: `model` (the tokenizer's own), one of `OURS`, or the path of a .jinja file.
 
+    Where it refuses a system prompt, leaves it out or lets it wander, and `FOLD` mends that, its text begins with `FOLD`:
+    what is trained, saved and shipped is then one and the same text.
+
     Raises:
         UsageError: no such template, it fails on a plain exchange, or its turn-end is no single token of the tokenizer.
     """
@@ -64,7 +89,9 @@ def resolve(name: str, tokenizer_dir: Path) -> ChatTemplate:
             hint = f"; its tokens fit {' and '.join(fitting)}" if fitting else ""
             raise UsageError("the model's tokenizer has no chat template", where=str(tokenizer_dir), next=HOW + hint)
         text = own
-    return ChatTemplate(name, text, _turn_end(text, files, where=name))
+    eos = _turn_end(text, files, where=name)
+    folds = not _carries_system(text, files, where=name) and _carries_system(FOLD + text, files, where=name)
+    return ChatTemplate(name, FOLD + text if folds else text, eos, folds)
 
 
 def render(messages: Sequence[Message], tokenizer: Any, template: ChatTemplate, *, add_generation_prompt: bool = False) -> str:
@@ -103,11 +130,26 @@ def _read(name: str) -> str:
 
 
 def _fits(name: str, files: "_TokenizerFiles") -> bool:
+    """Whether the tokenizer has the tokens of the family, and ends a turn on one of them."""
     try:
-        _turn_end(_read(name), files, where=name)
+        return files.added_tokens.issuperset(OURS[name]) and _turn_end(_read(name), files, where=name) in OURS[name]
     except UsageError:
         return False
-    return True
+
+
+def _carries_system(text: str, files: "_TokenizerFiles", *, where: str) -> bool:
+    """Whether a system prompt survives two exchanges, and stands where the prompt for the first answer puts it."""
+    contents = ("Sarvodel", "Kadlimerre", "Vospentil", "Drumbalice", "Nefirosk")  # words no template holds
+    roles = ("system", "user", "assistant", "user", "assistant")
+    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    compiled, tokens = _compile(text, where=where), files.named_tokens()
+    try:
+        whole = compiled.render(messages=messages, add_generation_prompt=False, **tokens)
+        prompt = compiled.render(messages=messages[:2], add_generation_prompt=True, **tokens)
+    except _TEMPLATE_FAILURES:
+        return False
+    places = [whole.find(content) for content in contents]
+    return places[0] >= 0 and places == sorted(places) and whole.startswith(prompt)
 
 
 def _turn_end(text: str, files: "_TokenizerFiles", *, where: str) -> str:
@@ -126,7 +168,7 @@ def _turn_end(text: str, files: "_TokenizerFiles", *, where: str) -> str:
         raise UsageError("the chat template leaves out what user or assistant say", where=where, next=HOW)
     tail = rendered[rendered.rindex(answer) + len(answer) :].lstrip()
     # The longest match: a token may begin another's text.
-    found = max((token for token in files.added_tokens() if token.strip() and tail.startswith(token)), key=len, default=None)
+    found = max((token for token in files.added_tokens if token.strip() and tail.startswith(token)), key=len, default=None)
     if found is None:
         raise UsageError(
             f"the chat template ends an answer with {tail.strip()!r}, which is no single special token of this tokenizer",
@@ -195,6 +237,7 @@ class _TokenizerFiles:
         spelled = {**self._json("special_tokens_map.json"), **self._config}
         return {name: text for name in names if (text := _content(spelled.get(name))) is not None}
 
+    @cached_property
     def added_tokens(self) -> set[str]:
         """The text of every token that is kept whole."""
         decoder = self._config.get("added_tokens_decoder")

@@ -1,9 +1,11 @@
 """The loss mask: exactly the assistant's words and the turn-end, whatever the words are."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -102,6 +104,11 @@ def test_a_conversation_without_an_answer_is_refused_by_name(tokenizer: Any, cha
             "prompts for an answer in another way",
         ),
         (
+            "{% for m in messages %}{{ m.content }}{{ '<|im_end|>' if m.content != 'two' }}{% endfor %}",
+            FidelityError,
+            "does not end",
+        ),
+        (
             "{{ messages | length }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}",
             UsageError,
             "another way",
@@ -122,3 +129,59 @@ def test_a_turn_end_that_is_many_tokens_fails_the_proof(tokenizer: Any) -> None:
     text = "{% for m in messages %}{{ m.content }}<stop>{% endfor %}"
     with pytest.raises(FidelityError, match="never stop"):
         mask.encode(chat("hello", "yes"), tokenizer, ChatTemplate("odd", text, "<stop>"))
+
+
+def test_equal_answers_are_refused_by_name(tokenizer: Any, chatml: ChatTemplate) -> None:
+    record = {"id": "abc", "messages": chat("one", "two"), "rejected": " two\n"}
+    with pytest.raises(DataError, match="the same") as caught:
+        mask.encode_pairs([record], tokenizer, chatml, max_length=100)
+    assert "abc" in caught.value.where
+
+
+def test_an_item_knows_its_record_and_which_answers_to_learn(tokenizer: Any, chatml: ChatTemplate) -> None:
+    records = [{"id": name, "messages": chat("q", "first", "r", "second")} for name in "ab"]
+    for loss_on, expected in (("all", "first<|im_end|>second<|im_end|>"), ("last", "second<|im_end|>")):
+        found = mask.encode_all(records, tokenizer, chatml, max_length=100, loss_on=loss_on)
+        assert [(item.record, learnt(item, tokenizer)) for item in found.items] == [("a", expected), ("b", expected)]
+
+
+def test_many_records_are_encoded_as_each_alone(tokenizer: Any, chatml: ChatTemplate) -> None:
+    records = [{"id": str(n), "messages": chat(*("word " * (n % 7 + k) for k in range(2 + n % 3 * 2)))} for n in range(600)]
+    found = mask.encode_all(iter(records), tokenizer, chatml, max_length=1000)
+    alone = [mask.encode(record["messages"], tokenizer, chatml) for record in records]
+    assert [(one.input_ids, one.labels_mask) for one in found.items] == [(one.input_ids, one.labels_mask) for one in alone]
+
+
+def published(name: str) -> str:
+    return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
+
+
+QUIET = TEXT.map(lambda text: re.sub("[<>]", "", text).strip() + "x")  # what Qwen's templates leave as it is
+
+
+@settings(max_examples=40, deadline=None)
+@given(turns=st.lists(st.tuples(QUIET, QUIET), min_size=1, max_size=3))
+def test_the_mask_equals_that_of_generation_markers(turns: list[tuple[str, str]], tokenizer: Any) -> None:
+    """The oracle is TRL's copy with {% generation %}, which also marks the line feed that follows the turn-end."""
+    name = "qwen3_instruct_2507"
+    messages = chat(*(text for exchange in turns for text in exchange))
+    encoded = mask.encode(messages, tokenizer, ChatTemplate(name, published(name), "<|im_end|>"))
+    marked = tokenizer.apply_chat_template(
+        messages, chat_template=published(f"{name}_training"), return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert encoded.input_ids == list(marked["input_ids"])
+    theirs = mask.Encoded(encoded.input_ids, [bool(kept) for kept in marked["assistant_masks"]])
+    assert learnt(theirs, tokenizer).replace("<|im_end|>\n", "<|im_end|>") == learnt(encoded, tokenizer)
+
+
+@settings(max_examples=40, deadline=None)
+@given(turns=st.lists(st.tuples(QUIET, QUIET), min_size=1, max_size=3))
+def test_qwen_3_trains_on_several_turns_by_its_own_template(turns: list[tuple[str, str]], tokenizer: Any) -> None:
+    """It renders an empty think block before the last answer alone; each prompt is a prefix of it all the same."""
+    template = ChatTemplate("qwen3", published("qwen3"), "<|im_end|>")
+    messages = chat(*(text for exchange in turns for text in exchange))
+    encoded = mask.encode(messages, tokenizer, template)
+    whole = tokenizer.apply_chat_template(messages, chat_template=template.text, tokenize=True, return_dict=False)
+    assert encoded.input_ids == list(whole)
+    *earlier, last = (f"{answer}<|im_end|>" for _, answer in turns)
+    assert learnt(encoded, tokenizer) == "".join([*earlier, "<think>\n\n</think>\n\n", last])

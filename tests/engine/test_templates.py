@@ -5,8 +5,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trl
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmkit.engine import templates
@@ -133,6 +135,53 @@ def test_a_conversation_the_template_refuses_is_a_data_error(gemma_like: Path) -
     tokenizer, template = AutoTokenizer.from_pretrained(gemma_like), templates.resolve("gemma", gemma_like)
     with pytest.raises(DataError, match="alternate"):
         templates.render([CHAT[2]], tokenizer, template)
+
+
+REFUSES = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+DROPS = REFUSES.replace("{{ raise_exception('System role not supported') }}", "{% set messages = messages[1:] %}")
+# Mistral's own: it stands in the last user turn, and nowhere once that is answered.
+WANDERS = (
+    "{% set told = messages[0]['role'] == 'system' %}{% for m in (messages[1:] if told else messages) %}"
+    "<|im_start|>{{ m.role }}\n{% if told and loop.last and m.role == 'user' %}{{ messages[0]['content'] }}\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("text", [REFUSES, DROPS, WANDERS])
+def test_a_system_prompt_that_a_template_would_lose_opens_the_first_user_turn(
+    text: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    template = templates.resolve("model", with_template(tiny_model, tmp_path / "model", text))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    assert template.folds_system
+    assert templates.render(CHAT, tokenizer, template, add_generation_prompt=True) == (
+        "<|im_start|>user\nBe brief.\n\n你好<|im_end|>\n<|im_start|>assistant\nHello! <|im_end|>\n"
+        "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_folding_template_is_shipped_as_it_was_trained(tiny_model: Path, tmp_path: Path) -> None:
+    """Saved with the model and found there again, it is the same text, and needs nothing more."""
+    template = templates.resolve("model", with_template(tiny_model, tmp_path / "base", REFUSES))
+    again = templates.resolve("model", with_template(tiny_model, tmp_path / "merged", template.text))
+    assert (again.text, again.folds_system) == (template.text, False)
+
+
+@pytest.mark.parametrize("name", ["cohere", "gemma", "llama3_1", "phi3", "qwen3"])
+def test_without_a_system_prompt_folding_changes_no_byte(name: str, tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    text = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
+    for prefix in ("", "\n", "  ", "  {% if true %}\n  x{% endif %}", "{# y #}\n"):
+        plain, folded = (_written(tokenizer, before + prefix + text) for before in ("", templates.FOLD))
+        assert plain == folded
+
+
+def _written(tokenizer: Any, text: str) -> str:
+    return str(tokenizer.apply_chat_template(CHAT[1:3], chat_template=text, tokenize=False, bos_token="<s>"))
 
 
 def test_probing_renders_as_transformers_does(tiny_model: Path) -> None:

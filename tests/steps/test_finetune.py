@@ -1,5 +1,6 @@
 """The finetune step: its config, its checks, and one run from artifact to adapter."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,8 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from llmkit.artifact import Artifact, Kind
-from llmkit.errors import DataError, UsageError
-from llmkit.steps import finetune
+from llmkit.errors import DataError, MachineError, UsageError
+from llmkit.steps import finetune, merge
 
 FAST = {"template": "chatml", "max_steps": 2, "batch_size": 4, "lora": {"rank": 2}}
 
@@ -21,17 +22,61 @@ def base(tiny_model: Path, artifact_of: Callable[..., Artifact]) -> Artifact:
     return artifact_of(tiny_model, Kind.MODEL)
 
 
-@pytest.mark.parametrize("objective", ["sft", "orpo"])
-def test_a_dataset_and_a_base_become_an_adapter(
-    objective: str, base: Artifact, tiny_dataset: Callable[..., Artifact], tmp_path: Path
+@pytest.mark.parametrize(
+    ("objective", "method"),
+    [("sft", "lora"), ("orpo", "lora"), ("dpo", "lora"), ("kto", "lora"), ("sft", "qlora"), ("orpo", "full"), ("dpo", "full")],
+)
+def test_a_dataset_and_a_base_become_what_can_be_merged(
+    objective: str, method: str, base: Artifact, tiny_dataset: Callable[..., Artifact], artifact_of: Any, tmp_path: Path
 ) -> None:
-    config = finetune.Config(**FAST, objective=objective)
-    out = tmp_path / "out"
+    """Every objective and every method, and the merge of what they made."""
+    config = finetune.Config(**FAST, objective=objective, method=method, lr=1e-3)
+    out, merged = tmp_path / "out", tmp_path / "merged"
     out.mkdir()
-    facts = finetune.run(config, {"dataset": tiny_dataset(rejected=objective == "orpo"), "base": base}, out)
-    assert (facts["objective"], facts["steps"], facts["records"]) == (objective, 2, 12)
-    assert (out / "adapter_model.safetensors").stat().st_size > 0
+    merged.mkdir()
+    facts = finetune.run(config, {"dataset": tiny_dataset(rejected=objective != "sft"), "base": base}, out)
+    assert (facts["objective"], facts["method"], facts["steps"]) == (objective, method, 2)
+    assert facts["records"] == (24 if objective == "kto" else 12)
+    made = "model.safetensors" if method == "full" else "adapter_model.safetensors"
+    assert (out / made).stat().st_size > 0
     assert not (out / "checkpoints").exists()
+    assert "<svg" in (out / "report.html").read_text("utf-8")
+    adapter = artifact_of(out, Kind.ADAPTER, facts=facts, inputs={"base": base.fingerprint})
+    found = merge.run(merge.Config(dtype="fp32"), {"adapter": adapter, "base": base}, merged)
+    assert found["adapter_kl"] > 0
+    assert (merged / "chat_template.jinja").exists()
+
+
+def test_two_processes_make_the_adapter_that_one_makes(
+    base: Artifact, tiny_dataset: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    logs, dataset = [], tiny_dataset()
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        out.mkdir()
+        config = finetune.Config(**FAST, processes=processes, precision="fp32")
+        facts = finetune.run(config, {"dataset": dataset, "base": base}, out)
+        assert facts["processes"] == processes
+        logs.append([json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()])
+    for one, two in zip(*logs, strict=True):
+        assert one.keys() == two.keys()
+        assert all(one[key] == pytest.approx(two[key], abs=1e-4) for key in one)
+
+
+def test_an_adapter_of_another_base_is_no_start(
+    base: Artifact, tiny_dataset: Callable[..., Artifact], artifact_of: Any, tmp_path: Path
+) -> None:
+    init = artifact_of(tmp_path, Kind.ADAPTER, inputs={"base": "another"})
+    with pytest.raises(UsageError, match="another base"):
+        finetune.run(finetune.Config(**FAST), {"dataset": tiny_dataset(), "base": base, "init": init}, tmp_path)
+
+
+@pytest.mark.parametrize("asked", [{"report_to": ["swanlab"]}, {"strategy": "deepspeed"}])
+def test_a_missing_package_is_found_before_training(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MachineError, match="not installed") as caught:
+        finetune.check(finetune.Config(template="chatml", **asked), None)
+    assert caught.value.next.startswith("pip install")
 
 
 def test_numbers_may_be_written_as_yaml_reads_them() -> None:
@@ -44,7 +89,10 @@ def test_numbers_may_be_written_as_yaml_reads_them() -> None:
     [
         {"lr": 0},
         {"batch_size": 8, "micro_batch": 3},
-        {"objective": "dpo"},
+        {"objective": "ppo"},
+        {"objective": "orpo", "on_overlong": "split"},
+        {"batch_size": 8, "processes": 3},
+        {"method": "full", "init_adapter": "somewhere"},
         {"lora": {"rank": 0}},
         {"lora": {"targets": "q_proj"}},
         {"unknown": 1},
