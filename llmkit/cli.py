@@ -272,7 +272,9 @@ def verify(folder: Folder, json_: Json = False) -> None:
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. Under a launcher (torchrun, accelerate launch) the first process alone speaks."""
+    if _launched() and os.environ["RANK"] != "0":
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
     app(prog_name="llmkit")
 
 
@@ -317,8 +319,11 @@ def _do(command: "Callable[[Any], Result]", *, json_: bool, quiet: bool) -> None
         from llmkit import commands
 
         progress.calm_libraries()
-        progress.install(_sink(quiet=quiet))
-        result = command(commands)
+        if _launched():
+            result = _together(lambda: command(commands), quiet=quiet)
+        else:
+            progress.install(_sink(quiet=quiet))
+            result = command(commands)
         typer.echo(json.dumps(result.data, ensure_ascii=False) if json_ else result.text)
     except errors.LlmkitError as error:
         _fail(error)
@@ -331,6 +336,22 @@ def _do(command: "Callable[[Any], Result]", *, json_: bool, quiet: bool) -> None
         raise SystemExit(3) from None
     except Exception as error:  # noqa: BLE001 - the one boundary
         _fail(errors.told(error))
+
+
+def _launched() -> bool:
+    """Whether an outside launcher has started this process among others."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
+
+
+def _together(command: "Callable[[], Result]", *, quiet: bool) -> "Result":
+    """The first process runs the command; the others do what it hands them, and leave with its exit code."""
+    from llmkit.engine import ranks
+
+    if os.environ["RANK"] != "0":
+        raise SystemExit(ranks.follow())
+    progress.install(_sink(quiet=quiet))
+    with ranks.leading():
+        return command()
 
 
 def _sink(*, quiet: bool) -> progress.Sink:

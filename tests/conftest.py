@@ -1,6 +1,7 @@
 """What tests share: one tiny model, and small datasets, made here and never downloaded."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -8,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from llmkit import progress
 from llmkit.artifact import Artifact, Facts, Kind, Manifest, digest, foreign
+
+os.environ.update(progress.CALM_THREADS)  # before torch is imported
 
 LINES = [
     "Hello, how are you today? I am fine, thank you.",

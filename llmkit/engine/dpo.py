@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from trl import DPOConfig, DPOTrainer
 
+from llmkit.engine import distributed
 from llmkit.engine.mask import Encoded, Pair
 from llmkit.engine.trainers import Laid, LocalTrainer
 from llmkit.errors import UsageError
@@ -65,6 +66,7 @@ def assembled(kind: Any, model: Any, data: Laid[Any], tokenizer: Any, *, config:
     Raises:
         UsageError: the adapter sits on the output head.
     """
+    distributed.settle(config)
     adapted = hasattr(model, "peft_config")
     if isinstance(model.get_output_embeddings(), BaseTunerLayer):
         # TRL multiplies by the head's weight itself, so an adapter there would never be trained.

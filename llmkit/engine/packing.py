@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 NAME = "llmkit_packed"
+SHORT = 192  # tokens up to which a CPU is faster by the definition of attention than by its fused kernel, backward above all
 
 
 class Stretch(NamedTuple):
@@ -99,15 +100,23 @@ def attention(
     `sliding_window` - 1 before it.
     """
     longest = rows.shape[1]
-    q, k, v = (_gather(states, rows) for states in (query, key, value))
-    mask = _window(longest, sliding_window, q.device) if sliding_window and longest > sliding_window else None
-    if softcap is None:
-        grouped = q.shape[1] != k.shape[1]
+    # Rotary embeddings in fp32 leave queries and keys so; autocast would round them after they are gathered.
+    q, k, v = (_gather(states.to(value.dtype), rows) for states in (query, key, value))
+    windowed = bool(sliding_window and longest > sliding_window)
+    if softcap is None and not (q.device.type == "cpu" and longest <= SHORT):
         out = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling, enable_gqa=grouped
+            q,
+            k,
+            v,
+            attn_mask=_seen(longest, sliding_window, q.device) if windowed else None,
+            is_causal=not windowed,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=q.shape[1] != k.shape[1],
         )
     else:
-        out = _softcapped(q, k, v, mask, scaling=scaling, softcap=softcap, dropout=dropout)
+        seen = _seen(longest, sliding_window if windowed else None, q.device)
+        out = _written_out(q, k, v, seen, scaling=scaling, softcap=softcap, dropout=dropout)
     return out.transpose(1, 2).flatten(0, 1).index_select(0, back).unsqueeze(0), None
 
 
@@ -117,20 +126,23 @@ def _gather(states: Tensor, rows: Tensor) -> Tensor:
     return states[0].transpose(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2)
 
 
-def _window(length: int, window: int, device: torch.device) -> Tensor:
+def _seen(length: int, window: int | None, device: torch.device) -> Tensor:
+    """(length, length): whether a row's token sees a column's."""
     seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return seen.triu(1 - window)
+    return seen if window is None else seen.triu(1 - window)
 
 
-def _softcapped(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scaling: float, softcap: float, dropout: float
+def _written_out(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor, *, scaling: float, softcap: float | None, dropout: float
 ) -> Tensor:
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * scaling / softcap)
-    seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril() if mask is None else mask
-    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1, dtype=torch.float32).to(q.dtype)
-    return functional.dropout(weights, dropout) @ v
+    """Attention by its definition: (R, heads, L, d). The heads of a group follow one another, and share keys and values."""
+    shape, groups = q.shape, q.shape[1] // k.shape[1]
+    q = (q * scaling).unflatten(1, (-1, groups)).flatten(2, 3)  # (R, kv heads, group · L, d)
+    scores = (q @ k.transpose(-1, -2)).unflatten(2, (groups, -1)).float()
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).to(v.dtype)
+    return (functional.dropout(weights, dropout).flatten(2, 3) @ v).view(shape)
 
 
 AttentionInterface.register(NAME, attention)

@@ -38,7 +38,7 @@ def _guarded(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(*args: Any, **options: Any) -> Any:
         try:
             return call(*args, **options)
-        except Exception as error:  # noqa: BLE001 - the trackers' errors share no base
+        except Exception as error:  # the trackers' errors share no base
             text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
             tracker = name.removesuffix("Callback").lower()
             raise MachineError(

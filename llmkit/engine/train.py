@@ -25,6 +25,7 @@ from llmkit import progress
 from llmkit.artifact import Facts, digest, write_json
 from llmkit.engine import checkpoints, distributed, lora, objectives, sft, trackers, trainers
 from llmkit.engine.batches import layout, steps_for
+from llmkit.engine.fused import fused
 from llmkit.engine.loading import device, load_model, load_tokenizer
 from llmkit.engine.loss import prove, score, scoring
 from llmkit.engine.mask import Encoded, Record
@@ -245,7 +246,7 @@ def _attempt(run: _Run, out: Path, folder: Path, footprint: _Footprint) -> Facts
     resumed = _newest(folder, run.identity)
     if resumed:
         progress.note(f"finetune goes on after step {resumed.step} of {run.steps}")
-    with scoring(model) if run.task.packed else nullcontext():
+    with _core(model) if run.task.packed else nullcontext():
         trainer = _trainer(run, model, folder, footprint)
         with progress.track("finetune", total=run.steps) as bar:
             watch = Watch(
@@ -268,6 +269,12 @@ def _attempt(run: _Run, out: Path, folder: Path, footprint: _Footprint) -> Facts
         shutil.rmtree(folder)
     trainer.accelerator.wait_for_everyone()
     return facts
+
+
+@contextmanager
+def _core(model: Any) -> Iterator[None]:
+    with scoring(model), fused(model):
+        yield
 
 
 def _keep(trainer: Any, run: _Run, out: Path) -> None:

@@ -28,7 +28,7 @@ def train(tiny_model: Path, tiny_dataset: Callable[..., Artifact], artifact_of: 
 
     def run(out: Path, **changes: Any) -> Facts:
         out.mkdir(exist_ok=True)
-        paired = changes.get("objective") in finetune.PAIRED
+        paired = changes.get("objective", "sft") != "sft"
         dataset = next(iter(out.parent.glob("dataset-*")), None)
         inputs = {
             "dataset": artifact_of(dataset, Kind.DATASET) if dataset else tiny_dataset(rejected=paired),
@@ -47,11 +47,11 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for path in out.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
-# Each case starts four processes; the rest of them take minutes together.
+# Each case starts three processes; all of them take minutes. (kto's loss depends on who shares a micro-batch: not here.)
 CASES = [("sft", "lora", "ddp"), ("orpo", "lora", "fsdp")]
 SLOW_CASES = [
     *(("sft", "lora", "fsdp"), ("orpo", "lora", "ddp"), ("sft", "full", "ddp"), ("sft", "full", "fsdp")),
-    *(("dpo", "lora", "ddp"), ("kto", "lora", "ddp")),
+    ("dpo", "lora", "ddp"),
 ]
 
 

@@ -114,6 +114,17 @@ def test_a_bug_in_one_process_is_told_rather_than_the_others_loss_of_it() -> Non
     Path(caught.value.next.rpartition(" ")[2]).unlink()
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    ranks._take_device(0)
+    with pytest.raises(MachineError, match="2 processes need as many GPUs on this machine; it has 1"):
+        ranks._take_device(1)
+    assert taken == [0]
+
+
 PARENT = """
 import sys
 from llmkit.engine import ranks
