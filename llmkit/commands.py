@@ -422,7 +422,9 @@ def _report_of(made: Artifact) -> dict[str, Any]:
 
 
 def _shown(made: Artifact) -> list[str]:
-    """The artifact's report in short: what cleaning dropped, or what was measured."""
+    """The artifact's report in short: what cleaning dropped, how training went, or what was measured."""
+    if made.manifest.step == "finetune":
+        return _trained(made)
     report = _report_of(made).get("report")
     if not report:
         return []
@@ -457,3 +459,12 @@ def _recall(workspace: Path, name: str | None, overrides: Sequence[str]) -> tupl
     shown = "".join(f" --set {one}" for one in kept)
     progress.note(f"recipe: {given}{shown} (the last one run here)")
     return given, [*kept, *overrides]
+
+
+def _trained(made: Artifact) -> list[str]:
+    facts = made.facts
+    before, after, best = facts.get("valid_loss_before"), facts.get("valid_loss_after"), facts.get("best_step")
+    lines = [] if before is None else [f"loss on held-out dialogues: {before:.3f} → {after:.3f}"]
+    kept = f"; kept: step {best}" if best and best != facts["steps"] else ""
+    lines.append(f"{facts['steps']} steps over {facts['records']} records at {facts['tokens_per_second']:.0f} tokens/s{kept}")
+    return [*lines, f"curves and sample answers: {made.path / 'report.html'}"]

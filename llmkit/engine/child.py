@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.connection import Connection
@@ -82,21 +83,53 @@ def _attend(members: Sequence[_Member], bar: progress.Bar) -> dict[int, tuple[An
     numbers = {member.pipe: number for number, member in enumerate(members)}
     last: dict[int, tuple[Any, ...]] = {}
     until: float | None = None
-    while len(last) < len(members):
-        waiting = [pipe for pipe, number in numbers.items() if number not in last]
-        ready = connection.wait(waiting, None if until is None else max(0.0, until - time.monotonic()))
-        if not ready:
-            break
-        for pipe in ready:
-            assert isinstance(pipe, Connection)
-            number, word = numbers[pipe], _receive(pipe)
-            if word[0] not in ("advance", "note"):
-                last[number] = word
-            elif number == 0:
-                _relay(word, bar)
-            if until is None and word[0] in ("error", "died"):
-                until = time.monotonic() + PATIENCE_SECONDS
+    with _Display(bar) as display:
+        while len(last) < len(members):
+            waiting = [pipe for pipe, number in numbers.items() if number not in last]
+            ready = connection.wait(waiting, None if until is None else max(0.0, until - time.monotonic()))
+            if not ready:
+                break
+            for pipe in ready:
+                assert isinstance(pipe, Connection)
+                number, word = numbers[pipe], _receive(pipe)
+                if word[0] not in display.shows:
+                    last[number] = word
+                elif number == 0:
+                    display.show(*word)
+                if until is None and word[0] in ("error", "died"):
+                    until = time.monotonic() + PATIENCE_SECONDS
     return last
+
+
+class _Display(AbstractContextManager["_Display"]):
+    """Shows the first member's progress: on the bar it was given, and on one of its own while it has one open."""
+
+    def __init__(self, bar: progress.Bar) -> None:
+        self._given = self._bar = bar
+        self._open = ExitStack()
+        self.shows: dict[str, Callable[..., None]] = {
+            "advance": self._advance,
+            "note": progress.note,
+            "open": self._begin,
+            "close": self._end,
+        }
+
+    def show(self, kind: str, *rest: Any) -> None:
+        self.shows[kind](*rest)
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _advance(self, count: int, text: str) -> None:
+        self._bar.advance(count, text)
+
+    def _begin(self, title: str, total: int | None) -> None:
+        self._end()
+        self._bar = self._open.enter_context(progress.track(title, total=total))
+
+    def _end(self) -> None:
+        self._open.close()
+        self._bar = self._given
 
 
 def _receive(pipe: Connection) -> tuple[Any, ...]:
@@ -105,14 +138,6 @@ def _receive(pipe: Connection) -> tuple[Any, ...]:
         return word
     except (EOFError, OSError):
         return ("died",)
-
-
-def _relay(word: tuple[Any, ...], bar: progress.Bar) -> None:
-    kind, *rest = word
-    if kind == "advance":
-        bar.advance(*rest)
-    else:
-        progress.note(*rest)
 
 
 def _outcome(last: Mapping[int, tuple[Any, ...]], members: Sequence[_Member], title: str) -> Any:
@@ -166,10 +191,11 @@ class _Relay:
         self._pipe.send(("advance", count, text))
 
     def open(self, title: str, total: int | None) -> progress.Bar:
+        self._pipe.send(("open", title, total))
         return self
 
     def close(self, bar: progress.Bar) -> None:
-        pass
+        self._pipe.send(("close",))
 
     def note(self, text: str) -> None:
         self._pipe.send(("note", text))

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import IntervalStrategy
 
@@ -92,7 +93,9 @@ class _Run:
 
     @property
     def batch_size(self) -> int:
-        return min(self.settings.batch_size, len(self.task.items))
+        """As asked, or what there is; the same share for each process."""
+        size = min(self.settings.batch_size, len(self.task.items))
+        return size - size % distributed.processes()
 
     @property
     def steps(self) -> int:
@@ -169,7 +172,7 @@ def train(
     run = _prepare(base, train_records, valid_records, settings, base_ref=base_ref, init=init)
     folder = out / "checkpoints"
     folder.mkdir(exist_ok=True)
-    with quiet(), _memory():
+    with quiet(), _limits(folder):
         footprint: _Footprint | None = _footprint(run, folder)
         while footprint:
             try:
@@ -421,12 +424,12 @@ def _sides(item: Any) -> list[Encoded]:
 def _footprint(run: _Run, folder: Path) -> _Footprint:
     """The largest that the settings ask for, or what an interrupted run of them has found to fit."""
     processes = distributed.processes()
-    if run.batch_size % processes:
-        raise UsageError(
-            f"a batch of {run.batch_size} cannot be shared by {processes} processes",
-            next="set finetune.batch_size to a multiple of finetune.processes",
-        )
     share = run.batch_size // processes
+    if not share:
+        raise UsageError(
+            f"a batch of {min(run.settings.batch_size, len(run.task.items))} cannot be shared by {processes} processes",
+            next="raise finetune.batch_size, add data, or lower finetune.processes",
+        )
     wanted = _Footprint(math.gcd(run.settings.micro_batch or share, share), checkpointing=False)
     try:
         known = json.loads((folder / _RUNNING).read_text("utf-8"))
@@ -465,10 +468,20 @@ def _on_device(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _memory() -> Iterator[None]:
+def _limits(folder: Path) -> Iterator[None]:
+    """Tell of memory and disk that ran out in the user's terms; each library has words of its own."""
     try:
         yield
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in ("out of memory", "allocate memory")):  # CUDA's words; a CPU's
-            raise
-        raise MachineError("training ran out of memory", next="lower finetune.micro_batch or finetune.max_length") from error
+    except (RuntimeError, OSError, SafetensorError) as error:
+        text = str(error)
+        if any(sign in text for sign in ("out of memory", "allocate memory")):  # CUDA's words; a CPU's
+            raise MachineError(
+                "training ran out of memory", next="lower finetune.micro_batch or finetune.max_length"
+            ) from error
+        if any(sign in text for sign in ("No space left", "File too large", "PytorchStreamWriter failed", "Disk quota")):
+            raise MachineError(
+                "the disk is full, or a file may not grow",
+                where=str(folder),
+                next="free some, and run again: training goes on from its last whole checkpoint",
+            ) from error
+        raise

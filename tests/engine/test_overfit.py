@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_train import SETTINGS, log
 
 from llmkit.engine import generate, lora, merge, train
 from llmkit.engine.loading import load_model, load_tokenizer
 from llmkit.engine.templates import resolve
+from tests.training import SETTINGS, log
 
 ANSWERS = [
     "The harbour master keeps his ledger in green ink.",

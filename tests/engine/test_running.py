@@ -1,6 +1,8 @@
 """How a run holds itself together: memory that runs out, validation, early stopping, samples, starting from an adapter."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import RECORDS, SETTINGS, STILL, finetune, log
 
 from llmkit.engine import loss, objectives, train
 from llmkit.errors import DataError, FidelityError, MachineError
+from tests.training import RECORDS, SETTINGS, STILL, finetune, log
 
 
 @pytest.fixture(autouse=True)
@@ -202,3 +204,41 @@ def test_every_objective_is_in_the_table() -> None:
     from llmkit.steps.finetune import DEFAULT_BETA, DEFAULT_LR
 
     assert set(objectives.Name.__args__) == set(DEFAULT_LR) == set(DEFAULT_BETA)
+
+
+FULL_DISK = """
+import resource, signal, sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from llmkit.errors import MachineError
+from tests import training
+import torch
+torch.set_num_threads(1)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+mark = training.train.checkpoints.mark
+def fill(path, **said):
+    mark(path, **said)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+training.train.checkpoints.mark = fill
+try:
+    training.finetune(Path({base!r}), Path({out!r}))
+except MachineError as error:
+    print(error.what, error.next)
+"""
+
+
+@pytest.mark.parametrize("limit", [100, 20_000])
+def test_a_disk_that_fills_during_a_checkpoint_loses_nothing(limit: int, tiny_model: Path, tmp_path: Path) -> None:
+    """After the first checkpoint no file may grow beyond `limit` bytes: the adapter fails, or the optimizer's state."""
+    out = tmp_path / "out"
+    code = FULL_DISK.format(root=str(Path(__file__).parents[2]), limit=limit, base=str(tiny_model), out=str(out))
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "disk is full" in told
+    assert "last whole checkpoint" in told
+    whole = [path.parent.name for path in (out / "checkpoints").glob("*/complete.json")]
+    assert whole == ["checkpoint-2"]
+    expected = finetune(tiny_model, tmp_path / "untroubled")
+    facts = finetune(tiny_model, out)
+    assert facts["train_loss"] == expected["train_loss"]
+    weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in (out, tmp_path / "untroubled")]
+    assert weights[0] == weights[1]

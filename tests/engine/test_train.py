@@ -19,44 +19,7 @@ from llmkit.engine import lora, mask, precision, train
 from llmkit.engine.loading import load_model, load_tokenizer
 from llmkit.engine.templates import resolve
 from llmkit.errors import DataError, FidelityError
-
-SETTINGS = train.Settings(
-    objective="sft",
-    method="lora",
-    template="chatml",
-    loss_on="all",
-    on_overlong="drop",
-    lora=lora.Shape(rank=4, alpha=8, dropout=0.1),
-    lr=5e-3,
-    beta=0.1,
-    nll_on="response",
-    epochs=3,
-    max_steps=None,
-    batch_size=4,
-    micro_batch=None,
-    max_length=200,
-    schedule="cosine",
-    warmup=0.1,
-    weight_decay=0.0,
-    max_grad_norm=1.0,
-    checkpoint_every=2,
-    patience=None,
-    samples=1,
-    precision="fp32",
-    seed=7,
-)
-STILL = lora.Shape(rank=4, alpha=8)  # no dropout
-RECORDS = [
-    {
-        "id": f"{number:016x}",
-        "messages": [
-            {"role": "user", "content": f"Question {number}: 你好?"},
-            {"role": "assistant", "content": f"Answer {'yes ' * (number % 5)}{number}。"},
-        ],
-        "rejected": "I do not know.",
-    }
-    for number in range(12)
-]
+from tests.training import OBJECTIVES, RECORDS, RUNS, SETTINGS, STILL, Tally, finetune, log
 
 
 @pytest.fixture(autouse=True)
@@ -68,50 +31,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def finetune(base: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    out.mkdir(exist_ok=True)
-    return train.train(base, RECORDS, RECORDS[:4], out, settings=replace(SETTINGS, **changes), base_ref="demo:tiny")
-
-
-def log(out: Path, has: str = "loss") -> list[dict[str, Any]]:
-    entries = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
-    return [entry for entry in entries if has in entry]
-
-
-class Tally:
-    """A progress sink that counts."""
-
-    def __init__(self) -> None:
-        self.advances: list[int] = []
-        self.total: int | None = None
-
-    def open(self, title: str, total: int | None) -> progress.Bar:
-        self.total = total
-        return self
-
-    def close(self, bar: progress.Bar) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-    def advance(self, count: int = 1, text: str = "") -> None:
-        self.advances.append(count)
-
-
 @pytest.fixture
 def tally(monkeypatch: pytest.MonkeyPatch) -> Tally:
     sink = Tally()
     monkeypatch.setattr(progress, "_sink", sink)
     return sink
-
-
-OBJECTIVES = ("sft", "orpo", "dpo", "kto")
-# Each run of the resume tests: an objective with a method.
-RUNS = {name: {"objective": name} for name in OBJECTIVES} | {
-    "full": {"method": "full", "lr": 1e-3},
-    "dora": {"lora": lora.Shape(rank=4, alpha=8, dropout=0.1, rslora=True, dora=True, modules_to_save=("norm",))},
-}
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +53,10 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 KILLED = """
 import os, random, signal, sys, threading, time
 from pathlib import Path
-sys.path.insert(0, {tests!r})
-import test_train as T
+sys.path.insert(0, {root!r})
+import torch
+from llmkit import progress
+from tests import training as T
 class Killer(T.Tally):
     def advance(self, count=1, text=""):
         super().advance(count, text)
@@ -139,7 +65,7 @@ class Killer(T.Tally):
 def killed(name, changes, arm):
     child = os.fork()
     if child == 0:
-        T.torch.set_num_threads(1)
+        torch.set_num_threads(1)
         arm()
         T.finetune(Path({base!r}), Path({out!r}) / name, **changes)
         os._exit(0)
@@ -152,7 +78,7 @@ for name, changes in T.RUNS.items():
         print(name, round(delay, 2), killed(name, changes, lambda: soon(delay)), flush=True)
         if (Path({out!r}) / name / "tokenizer.json").exists():
             __import__("shutil").rmtree(Path({out!r}) / name)  # it was done already
-    assert killed(name, changes, lambda: T.progress.install(Killer())) in (0, -signal.SIGKILL)
+    assert killed(name, changes, lambda: progress.install(Killer())) in (0, -signal.SIGKILL)
 """
 
 
@@ -160,7 +86,7 @@ for name, changes in T.RUNS.items():
 def killed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, whole: dict[str, tuple[Path, dict[str, Any]]]) -> Path:
     out = tmp_path_factory.mktemp("killed")
     seconds = {name: 1.2 * facts["seconds"] + 0.3 for name, (_, facts) in whole.items()}
-    code = KILLED.format(tests=str(Path(__file__).parent), base=str(tiny_model), out=str(out), seconds=seconds)
+    code = KILLED.format(root=str(Path(__file__).parents[2]), base=str(tiny_model), out=str(out), seconds=seconds)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
     return out
 

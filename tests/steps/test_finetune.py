@@ -66,6 +66,7 @@ def test_two_processes_make_the_adapter_that_one_makes(
 def test_an_adapter_of_another_base_is_no_start(
     base: Artifact, tiny_dataset: Callable[..., Artifact], artifact_of: Any, tmp_path: Path
 ) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
     init = artifact_of(tmp_path, Kind.ADAPTER, inputs={"base": "another"})
     with pytest.raises(UsageError, match="another base"):
         finetune.run(finetune.Config(**FAST), {"dataset": tiny_dataset(), "base": base, "init": init}, tmp_path)
