@@ -1,5 +1,6 @@
-"""How much memory this process has needed. Knows the operating systems; nothing of models."""
+"""How much memory this process has needed, and how it gives some back. Knows operating systems; nothing of models."""
 
+import ctypes
 import sys
 from pathlib import Path
 
@@ -17,3 +18,14 @@ def peak_bytes() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def return_early(bytes_from: int = 1_000_000) -> None:
+    """From now on, let a block of at least `bytes_from` go back to the system as it is freed.
+
+    glibc raises that mark to 32 MB by itself, and then keeps what it frees: activations of changing sizes leave holes,
+    a tenth of training's peak. On other systems this does nothing.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option is not None:
+        set_option(-3, bytes_from)  # M_MMAP_THRESHOLD

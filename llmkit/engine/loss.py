@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from llmkit.engine import packing
 from llmkit.errors import FidelityError
 
-CHUNK_ELEMENTS = 2**26  # logits alive at once: 128 MiB in bf16, 256 MiB in fp32
+CHUNK_ELEMENTS = 2**25  # logits alive at once: 64 MiB in bf16, 128 MiB in fp32
+TILE = 64  # tokens to whose multiple a packed row is filled up: a CPU makes a kernel, and keeps it, for each new length
 ROWS = 4  # of these, how many are in fp32 at once: what a processor's cache holds
 
 
@@ -111,8 +112,15 @@ def _states(causal: Any, batch: Mapping[str, Tensor], *, packed: bool) -> Tensor
     """The last hidden state of each of the batch's tokens: (T, hidden)."""
     ids, rows, back = batch["input_ids"], batch["rows"], batch["back"]
     if packed:
-        found = causal.base_model(input_ids=ids, position_ids=batch["position_ids"], rows=rows, back=back, use_cache=False)
-        return found.last_hidden_state[0]
+        fill = (0, -ids.shape[1] % TILE)
+        found = causal.base_model(
+            input_ids=functional.pad(ids, fill),
+            position_ids=functional.pad(batch["position_ids"], fill),
+            rows=rows,
+            back=functional.pad(back, fill),
+            use_cache=False,
+        )
+        return found.last_hidden_state[0, : len(back)]
     seen = torch.arange(rows.shape[1], device=rows.device) < batch["lengths"][:, None]
     found = causal.base_model(input_ids=ids[0][rows], attention_mask=seen.long(), use_cache=False)
     return found.last_hidden_state.flatten(0, 1)[back]

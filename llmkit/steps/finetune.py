@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from llmkit import progress
+from llmkit import memory, progress
 from llmkit.artifact import Artifact, Facts, Kind
 from llmkit.errors import DataError, MachineError, UsageError
 
@@ -174,6 +174,7 @@ def work(job: Mapping[str, Any], bar: progress.Bar) -> Facts:
     """What each training process does; `job` is plain data, as `run` makes it."""
     from llmkit.engine import lora, train
 
+    memory.return_early()
     config, dataset, base = Config(**job["config"]), Path(job["dataset"]), Path(job["base"])
     records = {split: _records(dataset / f"{split}.jsonl") for split in ("train", "valid")}
     _require(records["train"], config.objective, where=str(dataset / "train.jsonl"))
