@@ -41,7 +41,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; warnings and errors only.")]
 AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the Python files that the recipe names (clean.custom).")]
 Output = Annotated[Path | None, typer.Option("--output", help="With --input: the folder to write.")]
-Model = Annotated[str | None, typer.Option("--model", help="The base: a hub id, modelscope:ID, ./path or demo:gemma-3-270m.")]
+Model = Annotated[str | None, typer.Option("--model", help="The base: a hub id, modelscope:ID, ./path or demo:smollm2-135m.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="An artifact's folder.")]
 
 RUNS = Path("runs")

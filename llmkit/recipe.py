@@ -73,7 +73,7 @@ class Recipe(BaseModel):
     name: str = Field(pattern=r"^[\w][\w.-]{0,99}$", description="Names the run's folder under the workspace.")
     model: str = Field(
         min_length=1,
-        description="The base: a hub id, modelscope:ID, a local folder (./path) or demo:gemma-3-270m; ID@REVISION pins.",
+        description="The base: a hub id, modelscope:ID (ID@REVISION pins), ./path, demo:gemma-3-270m or demo:smollm2-135m.",
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seeds the split, the pairs and training.")
     data: Data | None = Field(None, description="The dialogues; needed by finetune and eval.")

@@ -96,6 +96,8 @@ def free_memory() -> int:
 def release() -> None:
     """Give back to the system what models no longer in use have held."""
     gc.collect()  # a wrapped module is part of a cycle
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     # glibc keeps what other threads freed, and transformers loads in threads: the next model would come on top.
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -4,7 +4,6 @@ Whatever kills it, it can be called again with the same arguments: it goes on fr
 and what it then writes equals an uninterrupted run's, bit for bit.
 """
 
-import gc
 import hashlib
 import json
 import math
@@ -27,7 +26,7 @@ from llmkit.artifact import Facts, digest, write_json
 from llmkit.engine import checkpoints, distributed, lora, objectives, sft, trackers, trainers
 from llmkit.engine.batches import layout, steps_for
 from llmkit.engine.fused import fused
-from llmkit.engine.loading import device, load_model, load_tokenizer
+from llmkit.engine.loading import device, load_model, load_tokenizer, release
 from llmkit.engine.loss import prove, score, scoring
 from llmkit.engine.mask import Encoded, Record
 from llmkit.engine.objectives import Reading, Task
@@ -175,6 +174,7 @@ def train(
     with quiet(), _limits(folder):
         footprint: _Footprint | None = _footprint(run, folder)
         while footprint:
+            release()  # what an earlier try held is in cycles, and its error is forgotten only now
             try:
                 facts = _attempt(run, out, folder, footprint)
                 break
@@ -448,9 +448,6 @@ def _newest(folder: Path, identity: str) -> checkpoints.Checkpoint | None:
 
 
 def _retreat(footprint: _Footprint, folder: Path, *, least: int) -> _Footprint | None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     smaller = footprint.smaller(least=least)
     if smaller:
         write_json(folder / _RUNNING, asdict(smaller))
