@@ -23,7 +23,8 @@ def layout(lengths: Sequence[int], *, batch_size: int, steps: int, seed: int) ->
     while len(order) < batch_size * steps:
         order += random.sample(range(len(lengths)), len(lengths))
     laid: list[int] = []
-    window = WINDOW_BATCHES * batch_size
+    # Never wider than a pass: a batch would fill with copies of one record, whose length is its own.
+    window = min(WINDOW_BATCHES, max(1, len(lengths) // batch_size)) * batch_size
     for start in range(0, batch_size * steps, window):
         alike = sorted(order[start : min(start + window, batch_size * steps)], key=lengths.__getitem__)
         batches = [alike[begin : begin + batch_size] for begin in range(0, len(alike), batch_size)]

@@ -34,3 +34,12 @@ def test_steps_cover_the_epochs_asked_for() -> None:
     assert steps_for(10, batch_size=4, epochs=1, max_steps=None) == 3
     assert steps_for(10, batch_size=4, epochs=0.1, max_steps=None) == 1
     assert steps_for(10, batch_size=4, epochs=9, max_steps=7) == 7
+
+
+@given(st.integers(1, 60), st.integers(1, 16), st.integers(1, 40))
+def test_no_batch_holds_a_record_more_often_than_it_must(records: int, batch_size: int, steps: int) -> None:
+    """Grouping by length must not gather the copies that several passes make of one record."""
+    order = layout(range(records), batch_size=batch_size, steps=steps, seed=3)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    most = -(-batch_size // records)
+    assert max(max(Counter(batch).values()) for batch in batches) <= most + 1
