@@ -95,13 +95,23 @@ def test_no_memory_at_all_is_the_machines_fault(tiny_model: Path, tmp_path: Path
     assert "max_length" in caught.value.next
 
 
-def test_the_best_checkpoint_is_the_one_that_is_kept(tiny_model: Path, tmp_path: Path) -> None:
-    """At this learning rate the run ends worse than it was midway."""
-    facts = finetune(tiny_model, tmp_path / "out", lr=0.3, schedule="constant", lora=STILL, epochs=6)
-    seen = {entry["step"]: entry["valid_loss"] for entry in log(tmp_path / "out", "valid_loss")}
-    assert list(seen) == list(range(2, 19, 2))
-    assert facts["best_step"] == min(seen, key=lambda step: seen[step]) < max(seen)
-    assert facts["valid_loss_after"] == pytest.approx(min(seen.values()), abs=1e-5)
+def test_the_best_checkpoint_is_the_one_that_is_kept(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are what is written at the end, not the last ones."""
+    saved: list[bytes] = []
+    mark = train.checkpoints.mark
+
+    def noted(path: Path, **said: Any) -> None:
+        saved.append((path / "adapter_model.safetensors").read_bytes())
+        mark(path, **said)
+
+    losses = iter([5.0, 3.0, 4.0, 6.0])
+    monkeypatch.setattr("llmkit.engine.trainers.PackedTrainer.validation_loss", lambda self: next(losses))
+    monkeypatch.setattr("llmkit.engine.checkpoints.mark", noted)
+    facts = finetune(tiny_model, tmp_path / "out", max_steps=8)
+    assert (facts["steps"], facts["best_step"], len(saved)) == (8, 4, 4)
+    assert [entry["valid_loss"] for entry in log(tmp_path / "out", "valid_loss")] == [5.0, 3.0, 4.0, 6.0]
+    kept = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    assert [kept == weights for weights in saved] == [False, True, False, False]
 
 
 def test_patience_stops_a_run_that_gets_no_better(tiny_model: Path, tmp_path: Path) -> None:
