@@ -20,8 +20,8 @@ from llmkit.engine import packing
 from llmkit.errors import FidelityError
 
 CHUNK_ELEMENTS = 2**25  # logits alive at once: 64 MiB in bf16, 128 MiB in fp32
+ROWS = 4  # positions whose logits are worked on in fp32 at once: what a processor's cache holds
 TILE = 64  # tokens to whose multiple a packed row is filled up: a CPU makes a kernel, and keeps it, for each new length
-ROWS = 4  # of these, how many are in fp32 at once: what a processor's cache holds
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,14 @@ def _states(causal: Any, batch: Mapping[str, Tensor], *, packed: bool) -> Tensor
             use_cache=False,
         )
         return found.last_hidden_state[0, : len(back)]
+    return causal.base_model(**_unpacked(batch)).last_hidden_state.flatten(0, 1)[back]
+
+
+def _unpacked(batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The batch as a model's own forward takes it: one row for each sequence, filled on the right."""
+    rows = batch["rows"]
     seen = torch.arange(rows.shape[1], device=rows.device) < batch["lengths"][:, None]
-    found = causal.base_model(input_ids=ids[0][rows], attention_mask=seen.long(), use_cache=False)
-    return found.last_hidden_state.flatten(0, 1)[back]
+    return {"input_ids": batch["input_ids"][0][rows], "attention_mask": seen.long(), "use_cache": False}
 
 
 def _head(causal: Any, head: Any) -> Head:
@@ -210,13 +215,11 @@ def prove(model: Any, batch: Mapping[str, Tensor], *, tolerance: float = 1e-3) -
     Raises:
         FidelityError: with both means.
     """
-    rows, back = batch["rows"], batch["back"]
     with torch.no_grad():
         with scoring(model):
             ours = score(model, batch).mean().item()
-        seen = torch.arange(rows.shape[1], device=rows.device) < batch["lengths"][:, None]
-        logits = model(input_ids=batch["input_ids"][0][rows], attention_mask=seen.long(), use_cache=False).logits
-        scored = logits.flatten(0, 1)[back][batch["sources"]].float()
+        logits = model(**_unpacked(batch)).logits
+        scored = logits.flatten(0, 1)[batch["back"]][batch["sources"]].float()
         theirs = -functional.cross_entropy(scored, batch["targets"]).item()
     if not abs(ours - theirs) <= tolerance:
         raise FidelityError(f"the mean log-probability is {ours:.4f}, by the model's own logits {theirs:.4f}")

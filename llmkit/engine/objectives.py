@@ -12,7 +12,6 @@ from llmkit.engine.trainers import Laid
 from llmkit.errors import DataError
 
 Name = Literal["sft", "orpo", "dpo", "kto"]
-PAIRED = ("orpo", "dpo")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,7 +111,7 @@ class _Run:
     def lengths(self) -> list[int]:
         return [len(self.task.learnt(item).input_ids) for item in self.task.items]
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Changes with whatever changes the result, the base model and the machine aside."""
         hasher = hashlib.sha256()

@@ -83,7 +83,6 @@ class LocalTrainer:
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # transformers' would ask the hub for the base model, copy the tokenizer and pickle its arguments.
         assert output_dir
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
         if self.args.should_save:  # type: ignore[attr-defined]
             self.keep(self.accelerator.unwrap_model(self.model), Path(output_dir))  # type: ignore[attr-defined]
 

@@ -23,16 +23,6 @@ DEFAULT_BETA = {"sft": 0.05, "orpo": 0.05, "dpo": 0.1, "kto": 0.1}
 DEFAULT_SEED = 42
 PAIRED = ("orpo", "dpo")
 REPORT = "report.html"
-# Each tracker that transformers reports to, and the package that it needs.
-TRACKERS = {
-    "wandb": "wandb",
-    "tensorboard": "tensorboard",
-    "mlflow": "mlflow",
-    "swanlab": "swanlab",
-    "trackio": "trackio",
-    "clearml": "clearml",
-    "comet_ml": "comet_ml",
-}
 
 
 class Lora(BaseModel):
@@ -137,8 +127,8 @@ def check(config: Config, base_dir: Path | None) -> None:
     from llmkit.engine import templates
 
     templates.check(config.template, base_dir)
-    needed = [TRACKERS[tracker] for tracker in config.report_to]
-    needed += ["deepspeed"] if config.strategy == "deepspeed" else []
+    # Each tracker's package has its name.
+    needed = [*config.report_to, *(["deepspeed"] if config.strategy == "deepspeed" else [])]
     for package in needed:
         if importlib.util.find_spec(package) is None:
             raise MachineError(f"the recipe asks for {package}, which is not installed", next=f"pip install {package}")
