@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from llmkit.errors import DataError, UsageError
 
 Value = int | float | str | bool
+Array = np.ndarray[Any, Any]
 Metadata = dict[str, Value]
 _LARGEST = 2**31 - 1
 
@@ -74,10 +75,14 @@ class ModelConfig(BaseModel, frozen=True, extra="ignore"):
 
 @dataclass(frozen=True)
 class Transform:
-    """How a tensor changes on its way into GGUF, and back. Both take the tensor and the GGUF metadata without its prefix."""
+    """How a tensor changes on its way into GGUF, and back. Both take the whole tensor and the GGUF metadata without prefix.
 
-    forward: Callable[[torch.Tensor, Mapping[str, Value]], torch.Tensor]
-    backward: Callable[[torch.Tensor, Mapping[str, Value]], torch.Tensor]
+    `moves`: it only reorders rows, so it works on stored values of any type; otherwise it takes and gives float32.
+    """
+
+    forward: Callable[[Array, Mapping[str, Value]], Array]
+    backward: Callable[[Array, Mapping[str, Value]], Array]
+    moves: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class Architecture:
     ties: bool
     rules: tuple[Rule, ...]
     metadata: Callable[[ModelConfig], Metadata]
-    computed: Callable[[ModelConfig], dict[str, torch.Tensor]] = field(default=lambda config: {})
+    computed: Callable[[ModelConfig], dict[str, Array]] = field(default=lambda config: {})
     warnings: Callable[[ModelConfig], list[str]] = field(default=lambda config: [])
 
     def tied(self, config: ModelConfig) -> bool:
@@ -193,21 +198,21 @@ def dimensions(config: ModelConfig) -> dict[str, int]:
 def _permute(heads_key: str) -> Transform:
     """HF rotates the halves of a head, llama.cpp's `llama` graph its neighbours: reorder the rows within each head."""
 
-    def forward(weight: torch.Tensor, metadata: Mapping[str, Value]) -> torch.Tensor:
+    def forward(weight: Array, metadata: Mapping[str, Value]) -> Array:
         heads = int(metadata[heads_key])
-        return weight.reshape(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+        return weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
-    def backward(weight: torch.Tensor, metadata: Mapping[str, Value]) -> torch.Tensor:
+    def backward(weight: Array, metadata: Mapping[str, Value]) -> Array:
         heads = int(metadata[heads_key])
-        return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+        return weight.reshape(heads, -1, 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
-    return Transform(forward, backward)
+    return Transform(forward, backward, moves=True)
 
 
 _PERMUTE_QUERIES = _permute("attention.head_count")
 _PERMUTE_KEYS = _permute("attention.head_count_kv")
 # HF's Gemma multiplies by 1 + weight, llama.cpp by the weight. In fp32: bf16 would round small weights away.
-_PLUS_ONE = Transform(lambda weight, _: weight.float() + 1.0, lambda weight, _: weight.float() - 1.0)
+_PLUS_ONE = Transform(lambda weight, _: weight + np.float32(1), lambda weight, _: weight - np.float32(1))
 
 _SHARED = (
     Rule("model.embed_tokens", "token_embd", ("vocabulary", "hidden")),
@@ -268,7 +273,7 @@ def _llama_metadata(config: ModelConfig) -> Metadata:
     return {**_common(config), "rope.freq_base": _number(rope, "rope_theta", 10000.0), **_linear_scaling(rope)}
 
 
-def _llama3_frequencies(config: ModelConfig) -> dict[str, torch.Tensor]:
+def _llama3_frequencies(config: ModelConfig) -> dict[str, Array]:
     """Llama 3.1's rotary scaling as the per-frequency divisors llama.cpp reads; shape (head_dim / 2,).
 
     Follows transformers' `_compute_llama3_parameters`.
@@ -285,7 +290,7 @@ def _llama3_frequencies(config: ModelConfig) -> dict[str, torch.Tensor]:
         wavelength = 2 * math.pi * base ** (index / config.head_dim)
         smooth = min(max((context / wavelength - low) / (high - low), 0.0), 1.0)
         divisors.append(1.0 / ((1 - smooth) / factor + smooth))
-    return {"rope_freqs.weight": torch.tensor(divisors, dtype=torch.float32)}
+    return {"rope_freqs.weight": np.array(divisors, np.float32)}
 
 
 def _llama_warnings(config: ModelConfig) -> list[str]:

@@ -9,12 +9,11 @@ from typing import Any, TypedDict
 import gguf
 import libgguf
 import numpy as np
-import torch
 from gguf import GGMLQuantizationType
 
 from llmkit.errors import DataError, MachineError, UsageError
 from llmkit.gguf import architectures, tokenizer
-from llmkit.gguf.architectures import Architecture, ModelConfig, Transform
+from llmkit.gguf.architectures import Architecture, Array, ModelConfig, Transform
 from llmkit.gguf.tokenizer import TokenizerFiles, read_json
 from llmkit.gguf.types import FileType, Mixture, file_type
 from llmkit.gguf.weights import Weights
@@ -49,7 +48,7 @@ class _Planned:
     fell_back: bool = False
     hf: str = ""
     transform: Transform | None = None
-    ready: torch.Tensor | None = None
+    ready: Array | None = None
 
     @property
     def byte_shape(self) -> tuple[int, ...]:
@@ -143,7 +142,7 @@ def _write(
         writer.write_ti_data_to_file()
         with track(f"export {out.name}", total=len(planned)) as bar:
             for item in planned:
-                weight = item.ready if item.ready is not None else weights.read(item.hf)
+                weight = item.ready if item.ready is not None else weights.read(item.hf).float().numpy()
                 if item.transform is not None:
                     weight = item.transform.forward(weight, scalars)
                 writer.write_tensor_data(_encode(weight, item))
@@ -166,20 +165,20 @@ def _put(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
-def _encode(weight: torch.Tensor, item: _Planned) -> np.ndarray[Any, Any]:
+def _encode(weight: Array, item: _Planned) -> Array:
     """`weight` in the bytes of its type, shape `item.byte_shape`."""
     rows = weight.reshape(-1, weight.shape[-1])
     encoded = np.empty((rows.shape[0], item.byte_shape[-1]), np.uint8)
     step = max(1, _CHUNK_ELEMENTS // rows.shape[1])
     quantize = gguf.quantize if item.type in _BY_GGUF else libgguf.quantize_rows
     for start in range(0, rows.shape[0], step):
-        chunk = rows[start : start + step].float().numpy()
+        chunk = np.ascontiguousarray(rows[start : start + step])
         _check_range(chunk, item)
         encoded[start : start + step] = quantize(chunk, item.type).view(np.uint8)
     return encoded.reshape(item.byte_shape)
 
 
-def _check_range(chunk: np.ndarray[Any, Any], item: _Planned) -> None:
+def _check_range(chunk: Array, item: _Planned) -> None:
     largest = max(float(chunk.max()), -float(chunk.min()))  # NaN in, NaN out
     if not np.isfinite(largest):
         raise DataError(f"tensor {item.hf} holds values that are not finite", next="the model is broken: train it again")

@@ -12,6 +12,7 @@ from libgguf.inspect import GGUFFile, GGUFTensorInfo, inspect_gguf
 
 from llmkit.errors import DataError
 from llmkit.gguf import architectures
+from llmkit.gguf.architectures import Array
 
 # What reading the header of a cut or corrupted file can raise: bad values, absurd lengths, seeks beyond any file.
 _DAMAGE = (ValueError, OverflowError, MemoryError, OSError, struct.error)
@@ -73,19 +74,19 @@ def _open(path: Path) -> GGUFFile:
     return file
 
 
-def _dequantize(data: np.ndarray[Any, Any], info: GGUFTensorInfo, *, where: str) -> torch.Tensor:
+def _dequantize(data: np.ndarray[Any, Any], info: GGUFTensorInfo, *, where: str) -> Array:
     shape = tuple(reversed(info.shape))
     raw = data[info.data_offset : info.data_offset + info.nbytes]
     try:
         kind = GGMLQuantizationType(info.qtype_value)
         rows = raw.reshape(gguf.quant_shape_to_byte_shape(shape, kind))
-        return torch.from_numpy(np.array(gguf.dequantize(rows, kind), np.float32).reshape(shape))
+        return np.array(gguf.dequantize(rows, kind), np.float32).reshape(shape)
     except (ValueError, IndexError, NotImplementedError) as error:
         raise DataError(f"cannot decode tensor {info.name} ({info.qtype}): {error}", where=where) from None
 
 
 def _inverse(
-    weight: torch.Tensor,
+    weight: Array,
     transform: architectures.Transform | None,
     scalars: dict[str, Any],
     info: GGUFTensorInfo,
@@ -93,8 +94,8 @@ def _inverse(
     where: str,
 ) -> torch.Tensor:
     if transform is None:
-        return weight
+        return torch.from_numpy(weight)
     try:
-        return transform.backward(weight, scalars).contiguous()
-    except (RuntimeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        return torch.from_numpy(np.ascontiguousarray(transform.backward(weight, scalars)))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"tensor {info.name} does not fit the file's metadata: {error}", where=where) from None
