@@ -171,7 +171,9 @@ def verify(artifact: Artifact) -> list[str]:
     return problems
 
 
-def foreign(path: Path, kind: Kind, *, cache_folder: Path | None = None, members: Sequence[Path] | None = None) -> Artifact:
+def foreign(
+    path: Path, kind: Kind, *, cache_folder: Path | None = None, members: Sequence[Path] | None = None, origin: str = ""
+) -> Artifact:
     """Wrap a file or folder that llmkit did not make; its fingerprint is its content.
 
     Args:
@@ -179,6 +181,7 @@ def foreign(path: Path, kind: Kind, *, cache_folder: Path | None = None, members
         kind: what it is to be taken for.
         cache_folder: where hashes of unchanged files are remembered; None remembers nothing.
         members: only these files of the folder.
+        origin: how a recipe names it, where that is more than a place on this disk.
 
     Raises:
         DataError: `path` does not exist or holds no file.
@@ -198,7 +201,9 @@ def foreign(path: Path, kind: Kind, *, cache_folder: Path | None = None, members
         for member in members
     }
     known.save()
-    return Artifact(path, Manifest(kind, "foreign", digest("foreign", kind, files), {}, {}, files))
+    return Artifact(
+        path, Manifest(kind, "foreign", digest("foreign", kind, files), {"origin": origin} if origin else {}, {}, files)
+    )
 
 
 class _HashCache:

@@ -185,15 +185,28 @@ def export(
     workspace: Workspace = RUNS,
     input_: Annotated[str | None, typer.Option("--input", help="Export this model folder alone.")] = None,
     output: Output = None,
-    type_: Annotated[list[str] | None, typer.Option("--type", help="f16, q8_0, q5_k_m, q4_k_m or q4_0; repeatable.")] = None,
+    type_: Annotated[
+        list[str] | None,
+        typer.Option("--type", help="Such as q8_0 or iq4_xs, repeatable; or auto: the smallest that keeps it."),
+    ] = None,
+    imatrix: Annotated[
+        str | None, typer.Option("--imatrix", help="A text, or an importance matrix of llama.cpp; true: the training data.")
+    ] = None,
+    pre: Annotated[str | None, typer.Option("--pre", help="llama.cpp's name of a pre-tokenizer llmkit does not know.")] = None,
+    max_shard_size: Annotated[str | None, typer.Option("--max-shard-size", help="Split longer files, such as 4GB.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="With --input: the model before its fine-tune.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="With --input: a dataset folder, to measure on.")] = None,
     force: Force = False,
     allow_code: AllowCode = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write GGUF files that llama.cpp reads as the model speaks."""
-    flags = [f"export.types={json.dumps(type_)}"] if type_ else []
-    alone = {"given": input_, "output": output}
+    types: object = "auto" if type_ == ["auto"] else type_
+    weigh: object = imatrix == "true" or imatrix
+    chosen = {"types": types, "imatrix": weigh, "pre": pre, "max_shard_size": max_shard_size}
+    flags = [f"export.{key}={json.dumps(value)}" for key, value in chosen.items() if value]
+    alone = {"given": input_, "output": output, "model": model, "data": data}
     _step("export", recipe, set_, flags, workspace, alone=alone, force=force, allow_code=allow_code, json_=json_, quiet=quiet)
 
 
@@ -242,7 +255,7 @@ def validate(recipe: RecipeName, json_: Json = False) -> None:
 
 @app.command()
 def inspect(
-    folder: Folder,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="An artifact's folder, or a .gguf file, whoever wrote it.")],
     mask: Annotated[bool, typer.Option("--mask", help="Of a dataset: its first records as training reads them.")] = False,
     model: Model = None,
     template: Annotated[
@@ -251,18 +264,21 @@ def inspect(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="With --mask: how many records. Default: 3.")] = None,
     json_: Json = False,
 ) -> None:
-    """Show what an artifact is, made of what, and measured how; --mask: what training learns of a dataset."""
+    """Show what an artifact is, made of what, and measured how; --mask: what training learns of a dataset.
+
+    Of a GGUF file: its metadata, types and sizes, and what is wrong with it. Exit code 1 where an error is found.
+    """
     if mask:
         color = sys.stdout.isatty() and not json_
         _do(
-            lambda c: c.inspect_mask(folder, model, template or "model", limit=limit or 3, color=color),
+            lambda c: c.inspect_mask(path, model, template or "model", limit=limit or 3, color=color),
             json_=json_,
             quiet=False,
         )
         return
     if model or template or limit:
         _usage("--model, --template and --limit go with --mask")
-    _do(lambda c: c.inspect(folder), json_=json_, quiet=False)
+    _do(lambda c: c.inspect(path), json_=json_, quiet=False)
 
 
 @app.command()
@@ -325,6 +341,8 @@ def _do(command: "Callable[[Any], Result]", *, json_: bool, quiet: bool) -> None
             progress.install(_sink(quiet=quiet))
             result = command(commands)
         typer.echo(json.dumps(result.data, ensure_ascii=False) if json_ else result.text)
+        if result.failure:
+            _fail(result.failure)
     except errors.LlmkitError as error:
         _fail(error)
     except KeyboardInterrupt:

@@ -1,16 +1,17 @@
 """What each command does, as values: text for a person, data for a machine. Prints nothing; `cli.py` does."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit import artifact, origin, pipeline, progress, recipe
 from llmkit.artifact import Artifact, Kind
-from llmkit.errors import DataError, FidelityError, UsageError
+from llmkit.errors import DataError, FidelityError, GateError, LlmkitError, UsageError
 from llmkit.pipeline import Done, Node, Planned
 from llmkit.recipe import Recipe
 
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What a command found: `text` for stdout, or `data` as one JSON object under --json."""
+    """What a command found: `text` for stdout, or `data` as one JSON object under --json.
+
+    `failure`: what the exit code and stderr tell once that is printed.
+    """
 
     text: str
     data: Mapping[str, Any]
+    failure: LlmkitError | None = None
 
 
 def run(name: str, overrides: Sequence[str], workspace: Path, *, force: bool, allow_code: bool) -> Result:
@@ -137,16 +142,55 @@ def show_recipe(name: str) -> Result:
     return Result(text.rstrip("\n"), {"path": str(path), "text": text})
 
 
-def inspect(folder: Path) -> Result:
-    """What an artifact says of itself."""
-    found = artifact.expect(folder, *Kind)
+def inspect(path: Path) -> Result:
+    """What an artifact says of itself; of GGUF files, what stands in them and what is wrong with them.
+
+    Raises:
+        UsageError: neither an artifact nor a GGUF file.
+        DataError: a GGUF file that is damaged.
+    """
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
+        text, data = _inspected_gguf(path)
+        return Result(text, data, _failure([data], path))
+    found = artifact.expect(path, *Kind)
     manifest = found.manifest
     lines = [
         f"{manifest.kind} made by {manifest.step}, {found.size_bytes / 1e6:.1f} MB, fingerprint {manifest.fingerprint[:16]}"
     ]
     lines += [f"input {role}: {fingerprint[:16]}" for role, fingerprint in manifest.inputs.items()]
     lines += [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in manifest.facts.items()]
-    return Result("\n".join(lines), json.loads((folder / artifact.MANIFEST).read_text("utf-8")))
+    told = json.loads((path / artifact.MANIFEST).read_text("utf-8"))
+    if manifest.kind is not Kind.GGUF:
+        return Result("\n".join(lines), told)
+    inspected = [_inspected_gguf(file) for file in _first_parts(path)]
+    files = [data for _, data in inspected]
+    return Result(
+        "\n\n".join(["\n".join(lines), *(text for text, _ in inspected)]), {**told, "gguf": files}, _failure(files, path)
+    )
+
+
+def _first_parts(folder: Path) -> Iterator[Path]:
+    """Every GGUF file of a folder, but of a model in parts the first alone."""
+    for file in sorted(folder.glob("*.gguf")):
+        if not re.search(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", file.name):
+            yield file
+
+
+def _inspected_gguf(path: Path) -> tuple[str, dict[str, Any]]:
+    from llmkit.gguf import container, lint
+    from llmkit.report import gguf
+
+    parts = container.open_split(path)
+    findings = [asdict(found) for found in lint.lint(parts)]
+    told = lint.describe(parts)
+    return gguf.render(told, findings), {**told, "findings": findings}
+
+
+def _failure(inspected: Sequence[Mapping[str, Any]], path: Path) -> LlmkitError | None:
+    errors = sum(finding["severity"] == "error" for one in inspected for finding in one["findings"])
+    if not errors:
+        return None
+    return GateError(f"{errors} error{'s' if errors > 1 else ''} found", where=str(path), next="see above what to do")
 
 
 def inspect_mask(folder: Path, model: str | None, template: str, *, limit: int, color: bool) -> Result:
@@ -335,9 +379,18 @@ def _export_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifac
     from llmkit.steps import export
 
     assert settings.export
-    model = _folder(Path(job.given), Kind.MODEL, "config.json")
-    node = Node("export", export, settings.export, {}, lambda: export.check(model.path, template="model"))
-    return node, {"model": model}
+    config, inputs = settings.export, {"model": _folder(Path(job.given), Kind.MODEL, "config.json")}
+    if config.adapter:
+        raise UsageError("an adapter is exported by a recipe's run", next="use `llmkit export --recipe`")
+    if job.data:
+        inputs["dataset"] = _dataset(Path(job.data))
+    if job.model:
+        inputs["base"] = _base(job)
+    if isinstance(config.imatrix, str):
+        inputs["imatrix"] = _here(origin.file(config.imatrix))
+    folder = inputs["model"].path
+    node = Node("export", export, config, {}, lambda: export.check(config, folder, template="model", tuned="base" in inputs))
+    return node, inputs
 
 
 def _eval_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifact]]:

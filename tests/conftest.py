@@ -88,7 +88,7 @@ def smollm2() -> Path:
     return (found.ready or found.fetch()).path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def artifact_of() -> Callable[..., Artifact]:
     """Wrap a folder as an artifact: `artifact_of(path, Kind.ADAPTER, facts={...}, inputs={"base": base.fingerprint})`."""
 

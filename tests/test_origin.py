@@ -93,6 +93,37 @@ def test_the_demo_smollm2_is_an_ordinary_folder_that_says_what_its_gguf_says() -
         assert model.get_parameter(name).equal(weight.bfloat16()), name
 
 
+def test_a_gguf_file_becomes_a_model_folder_once(tmp_path: Path) -> None:
+    from tests.gguf import raw_gguf
+
+    path = raw_gguf.tiny(tmp_path / "tiny.gguf")
+    found = origin.model(str(path))
+    assert found.ready is None
+    made = found.fetch()
+    assert made.fingerprint == found.fingerprint
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= set(made.manifest.files)
+    assert made.facts["gguf_types"]["model.embed_tokens.weight"] == "F32"
+    assert made.facts["source_gguf_sha256"] == artifact.sha256_file(path)
+    assert artifact.verify(made) == []
+    again = origin.model(str(path.rename(tmp_path / "tiny.GGUF")))
+    assert again.ready is not None
+    raw_gguf.tiny(tmp_path / "tiny.gguf", change={"general.name": raw_gguf.Value("str", "other")})
+    assert origin.model(str(tmp_path / "tiny.gguf")).fingerprint != found.fingerprint
+
+
+def test_a_gguf_file_that_cannot_be_restored_leaves_nothing_behind(tmp_path: Path) -> None:
+    from tests.gguf import raw_gguf
+
+    with pytest.raises(DataError, match="no such GGUF file") as caught:
+        origin.model(str(tmp_path / "none.gguf"))
+    assert caught.value.where.startswith("model: ")
+    change = {"general.architecture": raw_gguf.Value("str", "mamba")}
+    found = origin.model(str(raw_gguf.tiny(tmp_path / "m.gguf", change=change)))
+    with pytest.raises(UsageError, match="architecture 'mamba'"):
+        found.fetch()
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.name != "hashes.json" and path.is_file()]
+
+
 @pytest.mark.parametrize(
     ("reference", "kind"),
     [

@@ -1,11 +1,9 @@
 """Measures one variant in a process of its own: its answers and its distance from the reference. Knows models, not metrics."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from llmkit import memory, progress
 from llmkit.engine import divergence, generate, loading
@@ -54,14 +52,6 @@ def variant(folder: Path, exam: Exam, against: Reference | None, bar: progress.B
     peak = memory.peak_bytes()
     kl = divergence.mean_kl(model, against) if against else None
     return Measured(answers, peak, kl, _runtime(model))
-
-
-def kl_of_weights(
-    state: Callable[[Path], Mapping[str, torch.Tensor]], path: Path, against: Reference, bar: progress.Bar
-) -> float:
-    """Mean KL(reference ‖ weights) in nats, of what `state(path)` yields by the reference's names: a GGUF, dequantized."""
-    model = loading.from_weights(against.head, state(path))
-    return divergence.mean_kl(model, against)
 
 
 def _answer(model: Any, tokenizer: Any, exam: Exam, bar: progress.Bar) -> generate.Answers:

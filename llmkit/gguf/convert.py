@@ -1,28 +1,30 @@
-"""A model folder → one GGUF file, streamed a tensor at a time. Knows how the parts meet; the tables stand beside it."""
+"""A model folder → GGUF files, one a type, in one pass over the weights. Knows how the parts meet; tables stand beside it."""
 
+import os
+import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
 import gguf
-import libgguf
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from llmkit.errors import DataError, MachineError, UsageError
-from llmkit.gguf import architectures, tokenizer
+from llmkit.errors import DataError, MachineError
+from llmkit.gguf import architectures, header, tokenizer, writing
 from llmkit.gguf.architectures import Architecture, Array, ModelConfig, Transform
+from llmkit.gguf.header import Slot
+from llmkit.gguf.imatrix import Imatrix
 from llmkit.gguf.tokenizer import TokenizerFiles, read_json
-from llmkit.gguf.types import FileType, Mixture, file_type
-from llmkit.gguf.weights import Weights
-from llmkit.progress import note, track
+from llmkit.gguf.types import Choice, FileType, ModelShape, assign, file_type
+from llmkit.gguf.weights import Stored, Weights
+from llmkit.gguf.writing import Source, Target
+from llmkit.progress import note
 
-# Both write the same bytes; gguf has no K types and no 5-bit ones here.
-_BY_GGUF = {GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0")}
-_CHUNK_ELEMENTS = 1 << 22  # fp32 working memory of 16 MiB
-_LARGEST_F16 = 65504.0
+_ROOM = 1 << 26  # bytes that a disk must have left over
 
 
 class ExportFacts(TypedDict):
@@ -30,6 +32,8 @@ class ExportFacts(TypedDict):
 
     type: str
     architecture: str
+    files: list[str]
+    bytes: int
     tensors: int
     parameters: int
     fallback_tensors: int
@@ -39,162 +43,295 @@ class ExportFacts(TypedDict):
 
 
 @dataclass(frozen=True)
-class _Planned:
-    """One tensor to write: from the file under `hf`, or `ready` as it is. `shape` is HF's."""
+class _Tensor:
+    """One tensor of the model: `stored` in its files, or computed, as `ready` is. `shape` is HF's."""
 
     gguf: str
     shape: tuple[int, ...]
-    type: GGMLQuantizationType
-    fell_back: bool = False
     hf: str = ""
+    stored: Stored | None = None
     transform: Transform | None = None
     ready: Array | None = None
 
-    @property
-    def byte_shape(self) -> tuple[int, ...]:
-        return gguf.quant_shape_to_byte_shape(self.shape, self.type)
+
+@dataclass(frozen=True)
+class Model:
+    """What a model folder holds, as GGUF sees it. Headers are read, weights are not."""
+
+    folder: Path
+    architecture: Architecture
+    config: ModelConfig
+    tensors: tuple[_Tensor, ...]
+
+    @staticmethod
+    def read(folder: Path) -> "Model":
+        """Raises UsageError for an architecture that is not supported, DataError for a file that is missing or damaged."""
+        architecture, config = architectures.parse(read_json(folder / "config.json"), where=str(folder))
+        return Model(folder, architecture, config, tuple(_tensors(architecture, config, Weights(folder), where=str(folder))))
+
+    @cached_property
+    def keys(self) -> architectures.Metadata:
+        return self.architecture.metadata(self.config)
 
     @property
-    def bytes(self) -> int:
-        return int(np.prod(self.byte_shape, dtype=np.int64))
+    def parameters(self) -> int:
+        return sum(_count(tensor.shape) for tensor in self.tensors if tensor.hf)
+
+    def choices(self, chosen: FileType, imatrix: Imatrix | None = None) -> list[Choice]:
+        """The GGML type of each tensor. Raises UsageError where one needs an importance matrix that is not there."""
+        shape = ModelShape(
+            self.architecture.name,
+            self.config.num_hidden_layers,
+            self.config.num_attention_heads,
+            self.config.num_key_value_heads,
+            self.architecture.tied(self.config),
+        )
+        names = imatrix.names if imatrix else ()
+        return assign(chosen, [(tensor.gguf, tensor.shape) for tensor in self.tensors], shape, imatrix=names)
 
 
-def export(
-    model_dir: Path, out: Path, *, type: str, template: str, name: str, metadata: Mapping[str, str] | None = None
-) -> ExportFacts:
-    """Write the model in `model_dir` (config, safetensors, tokenizer files) to the GGUF file `out`.
+@dataclass(frozen=True)
+class _File:
+    """One file to write: its path, the bytes before its tensors, where each lies, and its size."""
 
-    `type` is a key of `types.TYPES`, `template` the Jinja text of the chat template ("" for none), `name` becomes
-    general.name, and `metadata` adds string keys such as general.license.
+    path: Path
+    opening: bytes
+    slots: tuple[Slot, ...]
+    size: int
+
+
+def export(model_dir: Path, out: Path, *, type: str, template: str, name: str, **options: Any) -> ExportFacts:
+    """One type, as `export_types`."""
+    return export_types(model_dir, {type: out}, template=template, name=name, **options)[type]
+
+
+def export_types(
+    model_dir: Path,
+    outs: Mapping[str, Path],
+    *,
+    template: str,
+    name: str,
+    tokenizer_dir: Path | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    imatrix: Imatrix | None = None,
+    pre: str | None = None,
+    max_shard_bytes: int | None = None,
+    workers: int | None = None,
+) -> dict[str, ExportFacts]:
+    """Write the model in `model_dir` (config, safetensors, tokenizer files) as GGUF, reading its weights once.
+
+    Args:
+        model_dir: a Hugging Face model folder.
+        outs: for each type (a key of `types.TYPES`) the file to write.
+        template: the chat template's Jinja text ("" for none).
+        name: general.name.
+        tokenizer_dir: where the tokenizer files are, if not in `model_dir`.
+        metadata: more keys, such as general.license.
+        imatrix: the importance of each weight's columns, for the types that can use it.
+        pre: llama.cpp's name of the pre-tokenizer, where it cannot be told from tokenizer.json.
+        max_shard_bytes: a longer file is split into NAME-00001-of-0000N.gguf, as llama-gguf-split does; a tensor stays whole.
+        workers: processes; None: one for each processor. How many changes no byte.
 
     Raises:
-        UsageError: an architecture, tokenizer or type that is not supported.
+        UsageError: an architecture, tokenizer or type that is not supported, or an importance matrix that is needed.
         DataError: a file of the folder is missing or damaged, or a weight is not finite.
-        MachineError: the file cannot be written.
+        MachineError: the disk has no room for them, or they cannot be written.
     """
-    chosen = file_type(type)
-    where = str(model_dir)
-    architecture, config = architectures.parse(read_json(model_dir / "config.json"), where=where)
-    architecture_metadata = architecture.metadata(config)
-    weights = Weights(model_dir)
-    planned = _plan(architecture, config, weights, chosen=chosen, where=where)
-    vocabulary = tokenizer.metadata(TokenizerFiles.read(model_dir), rows=config.vocab_size, template=template)
-    warnings = architecture.warnings(config)
+    model = Model.read(model_dir)
+    warnings = model.architecture.warnings(model.config)
     for warning in warnings:
         note(warning)
-    everything = {
-        "general.type": "model",
-        "general.name": name,
-        "general.quantization_version": gguf.GGML_QUANT_VERSION,
-        "general.file_type": int(chosen.code),
-        **{f"{architecture.name}.{key}": value for key, value in architecture_metadata.items()},
-        **vocabulary,
-        **(metadata or {}),
-    }
-    try:
-        _write(out, architecture, everything, planned, weights=weights, scalars=architecture_metadata)
-    except OSError as error:
-        raise MachineError(f"cannot write the GGUF file: {error}", where=str(out)) from None
-    return _facts(architecture, chosen, planned, warnings)
-
-
-def _plan(architecture: Architecture, config: ModelConfig, weights: Weights, *, chosen: FileType, where: str) -> list[_Planned]:
-    mixture = Mixture(
-        chosen, config.num_hidden_layers, architecture.tied(config), config.num_key_value_heads < config.num_attention_heads
+    choices = {kind: model.choices(file_type(kind), imatrix) for kind in outs}
+    named = {"pre": pre} if pre else {}  # TODO
+    vocabulary = tokenizer.metadata(
+        TokenizerFiles.read(tokenizer_dir or model_dir), rows=model.config.vocab_size, template=template, **named
     )
-    planned: list[_Planned] = []
+    files: dict[str, list[_File]] = {}
+    for kind, out in outs.items():
+        keys = _metadata(model, file_type(kind), name=name, vocabulary=vocabulary, imatrix=imatrix, more=metadata or {})
+        files[kind] = _lay_out(out, keys, model, choices[kind], max_shard_bytes)
+    del vocabulary
+    everything = [file for those in files.values() for file in those]
+    _demand_room(everything)
+    try:
+        _write(model, everything, imatrix, workers=workers or len(os.sched_getaffinity(0)))
+    except BaseException as error:
+        for file in everything:
+            file.path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise MachineError(f"cannot write the GGUF file: {error}", where=str(everything[0].path.parent)) from None
+        raise
+    return {kind: _facts(model, file_type(kind), choices[kind], files[kind], warnings) for kind in outs}
+
+
+def size_of(model: Model, kind: str, imatrix: Imatrix | None = None) -> int:
+    """Bytes of the tensors of the file that `kind` would make.
+
+    Raises:
+        UsageError: no such type, or an importance matrix is needed.
+    """
+    chosen = model.choices(file_type(kind), imatrix)
+    return sum(_bytes(tensor.shape, choice.type) for tensor, choice in zip(model.tensors, chosen, strict=True))
+
+
+def by_size(model: Model, kinds: Sequence[str], imatrix: Imatrix | None = None) -> list[str]:
+    """`kinds`, the one that makes the smallest file first; of those that come to the same types for this model, the first."""
+    distinct = {tuple(choice.type for choice in model.choices(file_type(kind), imatrix)): kind for kind in reversed(kinds)}
+    return sorted(distinct.values(), key=lambda kind: (size_of(model, kind, imatrix), kinds.index(kind)))
+
+
+def share_on_grid(model: Model, kind: str, grid: Mapping[str, str]) -> float:
+    """The share of the layers' weights that `kind` would round to the type they were unpacked from.
+
+    `grid`: GGML type by HF name. Rounding to the same blocks gives the same values back, and takes a small change away.
+    """
+    layers = [
+        (_count(tensor.shape), choice.type.name == grid.get(tensor.hf))
+        for tensor, choice in zip(model.tensors, model.choices(file_type(kind), None), strict=True)
+        if tensor.gguf.startswith("blk.") and len(tensor.shape) > 1
+    ]
+    return sum(count for count, same in layers if same) / sum(count for count, _ in layers)
+
+
+def _tensors(architecture: Architecture, config: ModelConfig, weights: Weights, *, where: str) -> Iterator[_Tensor]:
     names = weights.names
     expected = architecture.tensors(config)
-    for tensor in expected:
-        if not tensor.required and tensor.hf not in names:
-            continue
-        shape = weights.shape(tensor.hf)
-        if shape != tensor.shape:
-            raise DataError(f"tensor {tensor.hf} has shape {shape}, config.json says {tensor.shape}", where=where)
-        kind, fell_back = mixture.choose(tensor.gguf, shape)
-        planned.append(_Planned(tensor.gguf, shape, kind, fell_back, tensor.hf, tensor.transform))
     ignored = {tensor.hf for tensor in expected} | {"lm_head.weight"}
     unknown = sorted(name for name in names - ignored if not name.endswith("rotary_emb.inv_freq"))
     if unknown:
         raise DataError(f"{architecture.name} has no place for these tensors: {', '.join(unknown[:3])}", where=where)
+    for tensor in expected:
+        if not tensor.required and tensor.hf not in names:
+            continue
+        stored = weights[tensor.hf]
+        if stored.shape != tensor.shape:
+            raise DataError(f"tensor {tensor.hf} has shape {stored.shape}, config.json says {tensor.shape}", where=where)
+        yield _Tensor(tensor.gguf, stored.shape, tensor.hf, stored, tensor.transform)
     for name, ready in architecture.computed(config).items():
-        planned.append(_Planned(name, tuple(ready.shape), GGMLQuantizationType.F32, ready=ready))
-    return planned
+        yield _Tensor(name, tuple(ready.shape), ready=ready)
 
 
-def _write(
-    out: Path,
-    architecture: Architecture,
-    metadata: Mapping[str, Any],
-    planned: list[_Planned],
+def _metadata(
+    model: Model,
+    chosen: FileType,
     *,
-    weights: Weights,
-    scalars: Mapping[str, architectures.Value],
-) -> None:
-    writer = gguf.GGUFWriter(None, architecture.name)
-    for key, value in metadata.items():
-        _put(writer, key, value)
-    for item in planned:
-        writer.add_tensor_info(item.gguf, item.byte_shape, np.dtype(np.uint8), item.bytes, raw_dtype=item.type)
-    try:
-        writer.write_header_to_file(out)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        with track(f"export {out.name}", total=len(planned)) as bar:
-            for item in planned:
-                weight = item.ready if item.ready is not None else weights.read(item.hf).float().numpy()
-                if item.transform is not None:
-                    weight = item.transform.forward(weight, scalars)
-                writer.write_tensor_data(_encode(weight, item))
-                bar.advance()
-    finally:
-        writer.close()
+    name: str,
+    vocabulary: Mapping[str, Any],
+    imatrix: Imatrix | None,
+    more: Mapping[str, Any],
+) -> dict[str, Any]:
+    prefix = model.architecture.name
+    return {
+        "general.architecture": prefix,
+        "general.type": "model",
+        "general.name": name,
+        "general.quantization_version": gguf.GGML_QUANT_VERSION,
+        "general.file_type": int(chosen.code),
+        **{f"{prefix}.{key}": value for key, value in model.keys.items()},
+        **vocabulary,
+        **({"quantize.imatrix.entries_count": len(imatrix.names)} if imatrix else {}),
+        **more,
+    }
 
 
-def _put(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    """Write one key with the type that llama.cpp expects of its kind. bool first: it is an int too."""
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        writer.add_array(key, value)
+def _lay_out(
+    out: Path, keys: Mapping[str, Any], model: Model, choices: Sequence[Choice], max_shard_bytes: int | None
+) -> list[_File]:
+    groups: list[list[Slot]] = [[]]
+    for tensor, choice in zip(model.tensors, choices, strict=True):
+        offset = _end(groups[-1])
+        if groups[-1] and max_shard_bytes and offset + _bytes(tensor.shape, choice.type) > max_shard_bytes:
+            groups.append([])
+            offset = 0
+        groups[-1].append(Slot(tensor.gguf, tensor.shape, choice.type, offset))
+    files = []
+    for index, slots in enumerate(groups):
+        path, own = out, dict(keys)
+        if len(groups) > 1:
+            path = out.with_name(f"{out.stem}-{index + 1:05}-of-{len(groups):05}.gguf")
+            own = {
+                **(keys if index == 0 else {}),
+                "split.no": np.uint16(index),
+                "split.count": np.uint16(len(groups)),
+                "split.tensors.count": np.int32(len(model.tensors)),
+            }
+        opening = header.encode(own, slots)
+        files.append(_File(path, opening, tuple(slots), len(opening) + _end(slots)))
+    return files
 
 
-def _encode(weight: Array, item: _Planned) -> Array:
-    """`weight` in the bytes of its type, shape `item.byte_shape`."""
-    rows = weight.reshape(-1, weight.shape[-1])
-    encoded = np.empty((rows.shape[0], item.byte_shape[-1]), np.uint8)
-    step = max(1, _CHUNK_ELEMENTS // rows.shape[1])
-    quantize = gguf.quantize if item.type in _BY_GGUF else libgguf.quantize_rows
-    for start in range(0, rows.shape[0], step):
-        chunk = np.ascontiguousarray(rows[start : start + step])
-        _check_range(chunk, item)
-        encoded[start : start + step] = quantize(chunk, item.type).view(np.uint8)
-    return encoded.reshape(item.byte_shape)
+def _end(slots: Sequence[Slot]) -> int:
+    return header.aligned(slots[-1].offset + _bytes(slots[-1].shape, slots[-1].type)) if slots else 0
 
 
-def _check_range(chunk: Array, item: _Planned) -> None:
-    largest = max(float(chunk.max()), -float(chunk.min()))  # NaN in, NaN out
-    if not np.isfinite(largest):
-        raise DataError(f"tensor {item.hf} holds values that are not finite", next="the model is broken: train it again")
-    if item.type is GGMLQuantizationType.F16 and largest > _LARGEST_F16:
-        raise UsageError(f"tensor {item.hf} holds {largest:.3g}, too large for f16", next="export bf16")
+def _demand_room(files: Sequence[_File]) -> None:
+    folder = files[0].path.parent
+    needed, free = sum(file.size for file in files) + _ROOM, shutil.disk_usage(folder).free
+    if free < needed:
+        raise MachineError(
+            f"the GGUF files need {needed / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free",
+            where=str(folder),
+            next="free some, or export fewer or smaller types",
+        )
 
 
-def _facts(architecture: Architecture, chosen: FileType, planned: list[_Planned], warnings: list[str]) -> ExportFacts:
-    parameters = sum(int(np.prod(item.shape, dtype=np.int64)) for item in planned if item.hf)
+def _write(model: Model, files: Sequence[_File], imatrix: Imatrix | None, *, workers: int) -> None:
+    targets: dict[str, list[Target]] = {}
+    for file in files:
+        with file.path.open("wb") as stream:
+            stream.write(file.opening)
+            stream.truncate(file.size)
+        for slot in file.slots:
+            importance = imatrix.importance(slot.name) if imatrix else None
+            targets.setdefault(slot.name, []).append(Target(file.path, len(file.opening) + slot.offset, slot.type, importance))
+    large = []
+    for tensor in model.tensors:
+        if tensor.stored is None or len(tensor.shape) == 1 or (tensor.transform and not tensor.transform.moves):
+            for target in targets[tensor.gguf]:
+                _write_whole(_ready(tensor, model.keys), target)
+            continue
+        order = tensor.transform.forward(np.arange(tensor.shape[0]), model.keys) if tensor.transform else None
+        large.append(Source(tensor.hf, tensor.stored, order, tuple(targets[tensor.gguf])))
+    writing.write(large, workers=workers, title=f"writing {', '.join(file.path.name for file in files)}")
+
+
+def _ready(tensor: _Tensor, keys: architectures.Metadata) -> Array:
+    """A tensor that is computed or small, float32 as it is written."""
+    if tensor.ready is not None:
+        return tensor.ready
+    assert tensor.stored
+    weight = writing.read_whole(tensor.stored)
+    writing.check(weight, tensor.hf, f16=False)
+    return tensor.transform.forward(weight, keys) if tensor.transform else weight
+
+
+def _write_whole(weight: Array, target: Target) -> None:
+    assert target.type is GGMLQuantizationType.F32
+    with target.path.open("r+b") as stream:
+        stream.seek(target.offset)
+        stream.write(np.ascontiguousarray(weight, np.float32).data)
+
+
+def _facts(
+    model: Model, chosen: FileType, choices: Sequence[Choice], files: Sequence[_File], warnings: list[str]
+) -> ExportFacts:
     return {
         "type": chosen.name,
-        "architecture": architecture.name,
-        "tensors": len(planned),
-        "parameters": parameters,
-        "fallback_tensors": sum(item.fell_back for item in planned),
-        "bits_per_weight": round(8 * sum(item.bytes for item in planned) / parameters, 3),
-        "types": dict(Counter(item.type.name for item in planned)),
+        "architecture": model.architecture.name,
+        "files": [file.path.name for file in files],
+        "bytes": sum(file.size for file in files),
+        "tensors": len(choices),
+        "parameters": model.parameters,
+        "fallback_tensors": sum(choice.fell_back for choice in choices),
+        "bits_per_weight": round(8 * sum(_end(file.slots) for file in files) / model.parameters, 3),
+        "types": dict(Counter(choice.type.name for choice in choices)),
         "warnings": warnings,
     }
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def _bytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
+    return _count(shape[:-1]) * writing.row_size(shape[-1], kind)

@@ -1,9 +1,10 @@
 """Proof that a GGUF file is the model it was made of. Knows both tokenizers and the runtime; changes nothing."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 from transformers import AutoTokenizer
@@ -14,6 +15,8 @@ from llmkit.gguf.runtime import LlamaServer
 from llmkit.gguf.tokenizer import read_json
 
 Message = Mapping[str, str]
+# Mean KL in nats: llama.cpp rounds activations to 8 bits, which costs a few thousandths.
+NEXT_TOKEN_KL = 0.05
 _CONTEXT = 2048
 _ANSWER_TOKENS = 64
 _ADDED_PER_TEXT = 64
@@ -38,6 +41,16 @@ TEXTS = (
 )
 
 
+class Next(Protocol):
+    """`engine.retention.NextToken`."""
+
+    @property
+    def ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def likeliest(self) -> tuple[tuple[int, float], ...]: ...
+
+
 @dataclass(frozen=True)
 class _Pair:
     """One text and what each side makes of it."""
@@ -54,14 +67,31 @@ def check_export(
     template: str,
     conversations: Sequence[Sequence[Message]],
     tokenizer: Any = None,
+    expected: Sequence[Next] = (),
+    stop: str = "",
+    adapter: Path | None = None,
     threads: int = 2,
 ) -> Facts:
     """Load the file in llama.cpp and compare it with the HF folder it was made of.
 
     Compared are the token ids of `TEXTS`, of every added token and of every conversation as a prompt, each behind a
     special token as a chat puts it, and the prompt itself: what `template` renders. A conversation's last answer is
-    left out. `tokenizer`: the folder's, where it is loaded already. Facts: texts and tokens compared, prompts rendered,
-    and whether an answer to the shortest ended by itself.
+    left out. Then what llama.cpp would say next, and that it stops where it should.
+
+    Args:
+        gguf_path: the file, or the first of its parts.
+        model_dir: the model it is to speak as.
+        template: the chat template's Jinja text.
+        conversations: to render and tokenize on both sides.
+        tokenizer: the folder's, where it is loaded already.
+        expected: what the file's own weights say next in transformers, after some texts.
+        stop: the special token that ends an answer ("" where it is not known).
+        adapter: a GGUF LoRA laid over the file.
+        threads: of llama.cpp.
+
+    Returns:
+        Tokens compared, prompts rendered, `next_token_kl` in nats (None without `expected`), and whether an answer to the
+        shortest prompt ended by itself.
 
     Raises:
         FidelityError: the first difference.
@@ -71,15 +101,19 @@ def check_export(
     tokenizer = tokenizer or _tokenizer(model_dir)
     rows = int(read_json(model_dir / "config.json").get("vocab_size", len(tokenizer)))
     prompts = [prompt for messages in conversations if (prompt := _prompt(messages))]
-    with LlamaServer(gguf_path, threads=threads, context=_CONTEXT) as server:
+    with LlamaServer(gguf_path, threads=threads, context=_CONTEXT, adapter=adapter) as server:
         tokens = _compare_ids(server, tokenizer, rows=rows, where=str(gguf_path))
         for messages in prompts:
             tokens += _compare_prompt(server, tokenizer, messages, template=template, where=str(gguf_path))
+        gap = _compare_next(server, expected, where=str(gguf_path)) if expected else None
+        if stop and not server.stops_at(tokenizer.convert_tokens_to_ids(stop)):
+            raise FidelityError(f"llama.cpp does not stop at {stop!r}, which ends an answer in training", where=str(gguf_path))
         shortest = min(prompts, key=lambda messages: sum(len(message["content"]) for message in messages), default=None)
         answer = server.chat(shortest, max_tokens=_ANSWER_TOKENS) if shortest else None
         return {
             "tokens_compared": tokens,
             "prompts_compared": len(prompts),
+            "next_token_kl": gap,
             "answer_stopped": answer.stopped if answer else None,
             "peak_memory_bytes": server.peak_memory_bytes,
         }
@@ -130,6 +164,25 @@ def _compare_prompt(server: LlamaServer, tokenizer: Any, messages: list[dict[str
     _demand_equal(_Pair(ours, shown, theirs), "the rendered prompt", where=where, show="".join)
     _demand_equal(_Pair(ours, ids, their_ids), "token ids of a prompt", where=where, show=tokenizer.convert_ids_to_tokens)
     return len(ids)
+
+
+def _compare_next(server: LlamaServer, expected: Sequence[Next], *, where: str) -> float:
+    """Mean KL(transformers ‖ llama.cpp) in nats over the likeliest next tokens."""
+    gaps = []
+    for one in expected:
+        found = server.next_log_probabilities(one.ids, top=4 * len(one.likeliest))
+        least = min(found.values())
+        gaps.append(sum(math.exp(ours) * (ours - found.get(token, least)) for token, ours in one.likeliest))
+    mean = sum(gaps) / len(gaps)
+    if not mean <= NEXT_TOKEN_KL:
+        worst = expected[gaps.index(max(gaps))]
+        raise FidelityError(
+            f"llama.cpp says other things next than the same weights in transformers do (KL {mean:.3f} nats, at most "
+            f"{NEXT_TOKEN_KL})",
+            where=where,
+            next=f"most of all after the token ids {list(worst.ids[-8:])}; please report it",
+        )
+    return mean
 
 
 def _demand_equal(pair: _Pair, what: str, *, where: str, show: Any) -> None:

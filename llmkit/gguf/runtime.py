@@ -47,11 +47,21 @@ class LlamaServer:
 
     `context` is the number of tokens of prompt and answer each of the `slots` can hold. Answers depend on neither order
     nor slots: no prompt is cached. llama.cpp's attention rounds to fp16, which moves log-probabilities by about 1e-3;
-    `exact_attention` has it compute in fp32, for comparisons.
+    `exact_attention` has it compute in fp32, for comparisons. `adapter`: a GGUF LoRA to lay over the model.
     """
 
-    def __init__(self, path: Path, *, threads: int, context: int, slots: int = 1, exact_attention: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int,
+        context: int,
+        slots: int = 1,
+        exact_attention: bool = False,
+        adapter: Path | None = None,
+    ) -> None:
         self._path = path
+        self._adapter = adapter
         self._slots = slots
         self._context = context
         self._key = secrets.token_hex(16)  # the port is open to every user of this machine
@@ -61,6 +71,7 @@ class LlamaServer:
             "context": context,
             "slots": slots,
             "exact_attention": exact_attention,
+            "adapter": str(adapter) if adapter else None,
             "key": self._key,
         }
         self._lines: queue.Queue[str] = queue.Queue()
@@ -68,9 +79,10 @@ class LlamaServer:
         self._address = ("", 0)
 
     def __enter__(self) -> Self:
-        """Raises DataError where the file is missing and MachineError where llama.cpp does not load it."""
-        if not self._path.is_file():
-            raise DataError("no such GGUF file", where=str(self._path))
+        """Raises DataError where a file is missing and MachineError where llama.cpp does not load it."""
+        for path in filter(None, (self._path, self._adapter)):
+            if not path.is_file():
+                raise DataError("no such GGUF file", where=str(path))
         self._log = tempfile.TemporaryFile()
         self._child = subprocess.Popen(
             [sys.executable, "-m", "llmkit.gguf.runtime_worker"],
@@ -149,6 +161,12 @@ class LlamaServer:
         letter = self.tokenize("a", add_special=False, parse_special=False)[-1]
         answer = self._complete(prompt, {"n_predict": 1, "temperature": 0.0, "n_probs": top, "logit_bias": [[letter, 1e4]]}, 1)
         return {int(entry["id"]): float(entry["logprob"]) for entry in answer["completion_probabilities"][0]["top_logprobs"]}
+
+    def stops_at(self, token: int) -> bool:
+        """Whether an answer ends where the model says `token`."""
+        # Were it no end, the answer would go on to a second one.
+        body = {"n_predict": 2, "temperature": 0.0, "logit_bias": [[token, 1e4]]}
+        return bool(self._complete([token], body, 2)["stop_type"] == "eos")
 
     @property
     def peak_memory_bytes(self) -> int:

@@ -3,19 +3,21 @@
 Two kinds of tokenizer exist in llama.cpp that llmkit writes. `llama` (SentencePiece BPE with byte fallback) merges the
 neighbours whose joined token scores highest, so a token's score is minus the rank of its first merge; tokenizer.model
 is not needed. `gpt2` (byte-level BPE) takes the merges themselves and the name of a splitting expression that is
-compiled into llama.cpp: the table `PRE_TOKENIZERS` names it from the expression in tokenizer.json.
+compiled into llama.cpp, see `pre_tokenizers`.
 """
 
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 from typing import Any
 
-import orjson
-
 from llmkit.errors import DataError, UsageError
+from llmkit.gguf import pre_tokenizers
+from llmkit.gguf.pre_tokenizers import parts
+from llmkit.gguf.special_tokens import check_added, general_name, special_ids, stop_ids
+from llmkit.gguf.tokenizer_files import TokenizerFiles, read_json
+
+__all__ = ["TokenType", "TokenizerFiles", "general_name", "metadata", "read_json", "stop_ids", "warnings"]
 
 Metadata = dict[str, Any]
 
@@ -31,97 +33,63 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_BYTES_ONLY = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
-_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-
-# (llama.cpp's name, tokenizer.json's pre_tokenizer, its ignore_merges): equal settings split equally, whatever the vocabulary.
-PRE_TOKENIZERS: tuple[tuple[str, Sequence[Mapping[str, Any]], bool], ...] = (
-    ("gpt-2", [_BYTES], False),
-    ("smollm", [{"type": "Digits", "individual_digits": True}, _BYTES], False),
-    (
-        "llama-bpe",
-        [{"type": "Split", "pattern": {"Regex": _LLAMA3_SPLIT}, "behavior": "Isolated", "invert": False}, _BYTES_ONLY],
-        True,
-    ),
-)
-
 _SPACE = "▁"
+_BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _UNREACHABLE = -1e9  # the score of a token that no merge makes
+_LARGEST_VOCABULARY = 1 << 24  # ranks are exact in a score's float32 up to here
+# Gemma 3's text models carry the tokenizer of those that see; this one token lies behind their embedding.
+_WITHOUT_ROW = frozenset({"<image_soft_token>"})
 
 
-@dataclass(frozen=True)
-class TokenizerFiles:
-    """The parsed files of one model folder; absent ones are empty."""
+def metadata(files: TokenizerFiles, *, rows: int, template: str, pre: str | None = None) -> Metadata:
+    """Every `tokenizer.*` key for a model of `rows` embedding rows; rows without a token become `[PADn]`, UNUSED.
 
-    folder: Path
-    tokenizer: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    generation: Mapping[str, Any]
-    config: Mapping[str, Any]
-
-    @staticmethod
-    def read(folder: Path) -> "TokenizerFiles":
-        """Raises DataError where tokenizer.json is missing or a file is no JSON object."""
-        return TokenizerFiles(
-            folder,
-            read_json(folder / "tokenizer.json"),
-            read_json(folder / "tokenizer_config.json", required=False),
-            read_json(folder / "generation_config.json", required=False),
-            read_json(folder / "config.json", required=False),
-        )
-
-
-def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
-    """The JSON object in `path`; {} where the file may be and is missing.
+    `template` is the chat template's text ("" for none), `pre` llama.cpp's name for how the text is split, where the user
+    knows better; see `special_tokens.special_ids` for where bos, eos and the others come from.
 
     Raises:
-        DataError: the file is missing, unreadable or holds something else.
+        DataError: a file is damaged, names a token that does not exist or holds more tokens than the model has rows.
+        UsageError: a tokenizer that llama.cpp could not reproduce, or a `pre` that it does not know.
     """
-    try:
-        value = orjson.loads(path.read_bytes())
-    except FileNotFoundError:
-        if required:
-            raise DataError(f"the model folder has no {path.name}", where=str(path.parent)) from None
-        return {}
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise DataError(f"cannot read {path.name}: {error}", where=str(path)) from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path.name} must hold a JSON object", where=str(path))
-    return value
+    with files.understood():
+        return _metadata(files, rows=rows, template=template, pre=pre)
 
 
-def metadata(files: TokenizerFiles, *, rows: int, template: str) -> Metadata:
-    """Every `tokenizer.*` key for a model of `rows` embedding rows.
-
-    Tokens beyond `rows` are left out, rows without a token become `[PADn]`. End-of-sequence ids come from
-    generation_config.json, else config.json, else the tokenizer's eos_token; llama.cpp stops at eos, eot and eom.
+def warnings(files: TokenizerFiles, *, pre: str | None = None) -> list[str]:
+    """What llama.cpp will do otherwise than transformers, rare enough not to refuse; for a tokenizer that `metadata` takes.
 
     Raises:
-        DataError: a file is damaged or names a token that does not exist.
-        UsageError: a tokenizer that llama.cpp could not reproduce.
+        DataError: a file is damaged.
+        UsageError: as `metadata`.
     """
-    try:
-        return _metadata(files, rows=rows, template=template)
-    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise DataError(f"tokenizer.json is damaged: {error!r}", where=str(files.folder)) from None
+    found = []
+    with files.understood():
+        if any(part.get("type") == "NFC" for part in parts(files.tokenizer.get("normalizer"))):
+            found.append(
+                "llama.cpp does not compose characters (NFC) as this tokenizer does: compose decomposed text before it"
+            )
+        if _kind(files) == "gpt2" and pre_tokenizers.find(files.tokenizer, files.path, pre=pre) in pre_tokenizers.APPROXIMATE:
+            found.append("llama.cpp splits some rare text otherwise than this tokenizer: marks, and capitals beyond ASCII")
+    return found
 
 
-def _metadata(files: TokenizerFiles, *, rows: int, template: str) -> Metadata:
+def _metadata(files: TokenizerFiles, *, rows: int, template: str, pre: str | None) -> Metadata:
     model = files.tokenizer["model"]
     kind = _kind(files)
+    check_added(files)
     tokens, types = _tokens(files, rows=rows, kind=kind)
     found: Metadata = {"tokenizer.ggml.model": kind}
     if kind == "llama":
+        if pre is not None:
+            raise UsageError(f"a SentencePiece tokenizer takes no pre-tokenizer, not {pre!r}", where=str(files.path))
         found |= {"tokenizer.ggml.pre": "default", "tokenizer.ggml.scores": _scores(model, tokens)}
         found["tokenizer.ggml.add_space_prefix"] = _adds_space_prefix(files)
     else:
-        found |= {"tokenizer.ggml.pre": _pre_tokenizer(files), "tokenizer.ggml.merges": _merges(model)}
-        found["tokenizer.ggml.add_space_prefix"] = False
+        _check_normalizer(files)
+        found["tokenizer.ggml.pre"] = pre_tokenizers.find(files.tokenizer, files.path, pre=pre)
+        found |= {"tokenizer.ggml.merges": _merges(model), "tokenizer.ggml.add_space_prefix": False}
     found |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
-    found |= _special_ids(files, {token: index for index, token in enumerate(tokens)})
+    found |= special_ids(files, tokens)
     if template:
         found["tokenizer.chat_template"] = template
     return found
@@ -129,41 +97,89 @@ def _metadata(files: TokenizerFiles, *, rows: int, template: str) -> Metadata:
 
 def _kind(files: TokenizerFiles) -> str:
     model = files.tokenizer["model"]
-    if model.get("type") == "BPE" and model.get("byte_fallback"):
-        return "llama"
-    if model.get("type") == "BPE" and any(part.get("type") == "ByteLevel" for part in _parts(files.tokenizer["pre_tokenizer"])):
-        return "gpt2"
+    odd = [key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
+    if model.get("type") == "BPE" and not odd:
+        if model.get("byte_fallback") and not model.get("ignore_merges"):
+            return "llama"
+        if any(part.get("type") == "ByteLevel" for part in parts(files.tokenizer["pre_tokenizer"])):
+            return "gpt2"
     raise UsageError(
-        f"cannot write a {model.get('type')} tokenizer to GGUF",
-        where=str(files.folder / "tokenizer.json"),
+        f"cannot write a {model.get('type')} tokenizer to GGUF" + (f" with {odd[0]}" if odd else ""),
+        where=str(files.path),
         next="supported: BPE with byte fallback (SentencePiece) and byte-level BPE",
     )
 
 
 def _tokens(files: TokenizerFiles, *, rows: int, kind: str) -> tuple[list[str], list[int]]:
-    """`rows` texts and their types."""
-    tokens = [f"[PAD{index}]" for index in range(rows)]
-    types = [int(TokenType.UNUSED)] * rows
+    """`rows` texts, no two alike, and their types."""
+    by_id, types = _known(files, rows=rows, kind=kind)
+    taken = set(by_id.values())
+    if len(taken) != len(by_id):
+        twice = next(text for text, count in Counter(by_id.values()).items() if count > 1)
+        raise DataError(f"tokenizer.json gives two ids to the token {twice!r}", where=str(files.path))
+    unreadable = [text for text in taken if not text or "\0" in text]
+    if unreadable:
+        raise DataError(f"llama.cpp cannot read the token {unreadable[0]!r}", where=str(files.path))
+    tokens = [by_id[index] if index in by_id else _padding(index, taken) for index in range(rows)]
+    return tokens, [int(types.get(index, TokenType.UNUSED)) for index in range(rows)]
+
+
+def _padding(index: int, taken: set[str]) -> str:
+    text = f"[PAD{index}]"
+    return text if text not in taken else f"[PAD{index}:unused]"
+
+
+def _known(files: TokenizerFiles, *, rows: int, kind: str) -> tuple[dict[int, str], dict[int, TokenType]]:
+    """Text and type of every id that has a token."""
+    if not 0 < rows <= _LARGEST_VOCABULARY:
+        raise DataError(f"a vocabulary of {rows} tokens is beyond what llmkit writes", where=str(files.folder))
+    by_id: dict[int, str] = {}
+    types: dict[int, TokenType] = {}
     for text, index in files.tokenizer["model"]["vocab"].items():
-        if not isinstance(index, int) or index < 0:
-            raise ValueError(f"token {text!r} has id {index!r}")
-        if index < rows:
-            tokens[index] = text
-            types[index] = int(TokenType.BYTE if kind == "llama" and _is_byte(text) else TokenType.NORMAL)
-    unknown = files.tokenizer["model"].get("unk_token")
+        _check_id(files, text, index, rows=rows)
+        if index in by_id:
+            raise DataError(f"tokenizer.json gives id {index} to {by_id[index]!r} and {text!r}", where=str(files.path))
+        by_id[index] = text
+        types[index] = TokenType.NORMAL
+    if kind == "llama":
+        _mark_bytes(files, types)
     for added in files.tokenizer["added_tokens"]:
-        if not isinstance(added["id"], int) or added["id"] < 0:
-            raise ValueError(f"added token {added['content']!r} has id {added['id']!r}")
-        if added["id"] < rows:
-            tokens[added["id"]] = str(added["content"])
-            types[added["id"]] = int(TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED)
-    if kind == "llama" and unknown in tokens and types[tokens.index(unknown)] == TokenType.NORMAL:
-        types[tokens.index(unknown)] = int(TokenType.UNKNOWN)
-    return tokens, types
+        text, index = str(added["content"]), added["id"]
+        if text in _WITHOUT_ROW and index == rows:
+            continue
+        _check_id(files, text, index, rows=rows)
+        if by_id.get(index, text) != text:
+            raise DataError(f"tokenizer.json gives id {index} to {by_id[index]!r} and {text!r}", where=str(files.path))
+        by_id[index] = _as_found(files, text) if added.get("normalized") else text
+        types[index] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+    return by_id, types
 
 
-def _is_byte(text: str) -> bool:
-    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+def _check_id(files: TokenizerFiles, text: str, index: Any, *, rows: int) -> None:
+    if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+        raise DataError(f"tokenizer.json gives {text!r} the id {index!r}", where=str(files.path))
+    if index >= rows:
+        raise DataError(
+            f"the tokenizer is larger than the embedding: token {text!r} has id {index}, the model has {rows} rows",
+            where=str(files.path),
+            next="this is another model's tokenizer, or tokens were added and the embedding not resized",
+        )
+
+
+def _mark_bytes(files: TokenizerFiles, types: dict[int, TokenType]) -> None:
+    vocab, unknown = files.tokenizer["model"]["vocab"], files.tokenizer["model"].get("unk_token")
+    missing = next((text for text in _BYTE_TOKENS if text not in vocab), None)
+    if missing:
+        raise UsageError(f"this tokenizer lacks the byte token {missing}, which llama.cpp needs", where=str(files.path))
+    types |= dict.fromkeys((vocab[text] for text in _BYTE_TOKENS), TokenType.BYTE)
+    if unknown is not None and unknown in vocab:
+        types[vocab[unknown]] = TokenType.UNKNOWN
+
+
+def _as_found(files: TokenizerFiles, text: str) -> str:
+    """An added token looked for in normalized text, as it stands in the text itself: there a space is a space."""
+    replaces = any(part.get("type") == "Replace" for part in parts(files.tokenizer.get("normalizer")))
+    return text.replace(_SPACE, " ") if replaces else text
 
 
 def _scores(model: Mapping[str, Any], tokens: Sequence[str]) -> list[float]:
@@ -174,7 +190,10 @@ def _scores(model: Mapping[str, Any], tokens: Sequence[str]) -> list[float]:
 
 
 def _merges(model: Mapping[str, Any]) -> list[str]:
-    return [f"{left} {right}" for left, right in _pairs(model)]
+    pairs = _pairs(model)
+    if any(" " in left or " " in right for left, right in pairs):
+        raise ValueError("a merge of byte-level BPE holds a space")
+    return [f"{left} {right}" for left, right in pairs]
 
 
 def _pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -186,14 +205,11 @@ def _pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _parts(component: Any) -> list[Mapping[str, Any]]:
-    """A normalizer or pre-tokenizer as the list it is a sequence of."""
-    if component is None:
-        return []
-    if component.get("type") == "Sequence":
-        inner = component.get("pretokenizers", component.get("normalizers", []))
-        return [part for child in inner for part in _parts(child)]
-    return [component]
+def _check_normalizer(files: TokenizerFiles) -> None:
+    """Byte-level BPE takes text as it is, or composed (NFC), see `warnings`."""
+    for part in parts(files.tokenizer.get("normalizer")):
+        if part.get("type") != "NFC":
+            _refuse_step(files, part, "NFC or no normalizer")
 
 
 def _adds_space_prefix(files: TokenizerFiles) -> bool:
@@ -202,7 +218,7 @@ def _adds_space_prefix(files: TokenizerFiles) -> bool:
     Metaspace's `first` puts it before the whole text only. A chat opens with a special token, so llama.cpp must not.
     """
     prefix = False
-    for part in [*_parts(files.tokenizer.get("normalizer")), *_parts(files.tokenizer.get("pre_tokenizer"))]:
+    for part in [*parts(files.tokenizer.get("normalizer")), *parts(files.tokenizer.get("pre_tokenizer"))]:
         match part:
             case {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}:
                 continue
@@ -213,83 +229,13 @@ def _adds_space_prefix(files: TokenizerFiles) -> bool:
             case {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"}:
                 continue  # spaces are gone by then
             case _:
-                raise UsageError(
-                    f"llama.cpp cannot reproduce this tokenizer's {part.get('type')} step",
-                    where=str(files.folder / "tokenizer.json"),
-                    next="supported: Prepend, Replace and Metaspace with ▁ for a space",
-                )
+                _refuse_step(files, part, "Prepend, Replace and Metaspace with ▁ for a space")
     return prefix
 
 
-def _pre_tokenizer(files: TokenizerFiles) -> str:
-    steps = [
-        {key: value for key, value in part.items() if key != "trim_offsets"}
-        for part in _parts(files.tokenizer["pre_tokenizer"])
-    ]
-    ignore_merges = bool(files.tokenizer["model"].get("ignore_merges"))
-    for name, known, known_ignore in PRE_TOKENIZERS:
-        if steps == list(known) and ignore_merges == known_ignore and not _parts(files.tokenizer.get("normalizer")):
-            return name
+def _refuse_step(files: TokenizerFiles, part: Mapping[str, Any], supported: str) -> None:
     raise UsageError(
-        "this tokenizer splits text in a way that llmkit does not know in llama.cpp",
-        where=str(files.folder / "tokenizer.json"),
-        next=f"known: {', '.join(name for name, _, _ in PRE_TOKENIZERS)}; found {json.dumps(steps)[:200]}",
+        f"llama.cpp cannot reproduce this tokenizer's {part.get('type')} step",
+        where=str(files.path),
+        next=f"supported: {supported}",
     )
-
-
-def _special_ids(files: TokenizerFiles, ids: Mapping[str, int]) -> Metadata:
-    found: Metadata = {}
-    named = {role: _token_text(files.settings.get(f"{role}_token")) for role in ("bos", "eos", "unk", "pad")}
-    named["unk"] = named["unk"] or files.tokenizer["model"].get("unk_token")
-    for role, key in {"bos": "bos", "unk": "unknown", "pad": "padding"}.items():
-        text = named[role]
-        if text is not None and text in ids:
-            found[f"tokenizer.ggml.{key}_token_id"] = ids[text]
-    for key, index in zip(("eos", "eot", "eom"), _stop_ids(files, ids, named["eos"]), strict=False):
-        found[f"tokenizer.ggml.{key}_token_id"] = index
-    first, last = _template_ends(files)
-    found["tokenizer.ggml.add_bos_token"] = first is not None and first == named["bos"]
-    found["tokenizer.ggml.add_eos_token"] = last is not None and last == named["eos"]
-    return found
-
-
-def stop_ids(files: TokenizerFiles) -> list[int]:
-    """The ids that end a generation, as transformers reads them: a list in generation_config.json, else one of config.json."""
-    for source in (files.generation, files.config):
-        value = source.get("eos_token_id")
-        if value is not None:
-            listed = value if isinstance(value, list) else [value]
-            if not all(isinstance(index, int) and not isinstance(index, bool) for index in listed):
-                raise DataError("eos_token_id must be an id or a list of ids", where=str(files.folder))
-            return list(dict.fromkeys(listed))
-    return []
-
-
-def _stop_ids(files: TokenizerFiles, ids: Mapping[str, int], eos: str | None) -> list[int]:
-    """At most three stop ids, the tokenizer's own eos_token first."""
-    own = ids.get(eos) if eos else None
-    listed = stop_ids(files) or ([own] if own is not None else [])
-    where = str(files.folder)
-    if not listed:
-        raise DataError("no end-of-sequence token is known", where=where, next="set eos_token_id in generation_config.json")
-    if len(listed) > 3 or max(listed) >= len(ids) or min(listed) < 0:
-        raise DataError(f"cannot write the stop ids {listed}: GGUF holds three, below {len(ids)}", where=where)
-    return sorted(listed, key=lambda index: index != own)
-
-
-def _template_ends(files: TokenizerFiles) -> tuple[str | None, str | None]:
-    """The special tokens that tokenizer.json puts before and after a text."""
-    post = files.tokenizer.get("post_processor") or {}
-    for part in post.get("processors", [post]):
-        if part.get("type") == "TemplateProcessing":
-            single = part["single"]
-            texts = [piece["SpecialToken"]["id"] if "SpecialToken" in piece else None for piece in single]
-            return (texts[0], texts[-1]) if texts else (None, None)
-    return None, None
-
-
-def _token_text(token: Any) -> str | None:
-    """tokenizer_config.json holds a token as a string or as {"content": …}."""
-    if isinstance(token, Mapping):
-        token = token.get("content")
-    return token if isinstance(token, str) else None

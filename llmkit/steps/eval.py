@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,15 +174,37 @@ def _measure(
     scratch = out / "reference.npy"
     measured, kept = child.run(measure.reference, folder, exam, out, title=f"eval {reference}", total=len(questions))
     rows = {reference: _row(measured, inputs[reference].size_bytes)}
-    for name in ("base", "int8", "nf4"):
+    quantized = [name for name in inputs if name not in ("dataset", "base", "merged", "gguf", "adapter")]
+    for name in ("base", *quantized):
         if name in inputs and name != reference:
             measured = child.run(measure.variant, inputs[name].path, exam, kept, title=f"eval {name}", total=len(questions))
             rows[name] = _row(measured, inputs[name].size_bytes)
-    yield from sorted(rows.items(), key=lambda item: ("base", "merged", "int8", "nf4").index(item[0]))
+    order = ("base", "merged", *quantized)
+    yield from sorted(rows.items(), key=lambda item: order.index(item[0]))
     if "gguf" in inputs:
-        for path in sorted(inputs["gguf"].path.glob("*.gguf"), key=lambda path: -path.stat().st_size):
-            yield path.stem.removeprefix("model-"), _gguf_row(path, exam, kept)
+        for name, files in sorted(_gguf_files(inputs["gguf"]).items(), key=lambda item: -item[1].size_bytes):
+            yield name, _gguf_row(name, files, exam, kept, inputs)
     scratch.unlink()
+
+
+@dataclass(frozen=True)
+class GgufFiles:
+    """What llama.cpp is given: a model's file, or the first of its parts, and the LoRA over it."""
+
+    path: Path
+    size_bytes: int
+    adapter: Path | None = None
+
+
+def _gguf_files(found: Artifact) -> dict[str, GgufFiles]:
+    """By type; the base under its adapter as TYPE+lora."""
+    files = {kind: GgufFiles(found.path / facts["files"][0], facts["bytes"]) for kind, facts in found.facts["types"].items()}
+    lora = found.facts.get("adapter")
+    if lora:
+        path, base = found.path / lora["file"], lora["base"]
+        size = base["bytes"] + path.stat().st_size
+        files[f"{base['type']}+lora"] = GgufFiles(found.path / base["files"][0], size, path)
+    return files
 
 
 def _row(measured: Any, size: int) -> Row:
@@ -199,13 +222,12 @@ def _row(measured: Any, size: int) -> Row:
     )
 
 
-def _gguf_row(path: Path, exam: Any, kept: Any) -> Row:
+def _gguf_row(name: str, files: GgufFiles, exam: Any, kept: Any, inputs: Mapping[str, Artifact]) -> Row:
     """Answers from llama.cpp through the file's own tokenizer and template; KL from its dequantized weights."""
-    from llmkit.engine import child, measure
+    from llmkit.engine import child, retention
     from llmkit.gguf import read, runtime
     from llmkit.metrics.text import clean_output
 
-    name = path.stem.removeprefix("model-")
     # No token is shorter than a byte, so this holds any prompt with its template's words.
     context = (
         max(sum(len(message["content"].encode()) + 32 for message in prompt) for prompt in exam.prompts)
@@ -214,7 +236,7 @@ def _gguf_row(path: Path, exam: Any, kept: Any) -> Row:
     )
     answers = []
     with (
-        runtime.LlamaServer(path, threads=os.cpu_count() or 1, context=context) as server,
+        runtime.LlamaServer(files.path, threads=os.cpu_count() or 1, context=context, adapter=files.adapter) as server,
         progress.track(f"eval {name}", total=len(exam.prompts)) as bar,
     ):
         started = time.perf_counter()
@@ -223,7 +245,11 @@ def _gguf_row(path: Path, exam: Any, kept: Any) -> Row:
             bar.advance()
         seconds = time.perf_counter() - started
         peak = server.peak_memory_bytes
-    kl = child.run(measure.kl_of_weights, read.state_dict, path, kept, title=f"KL {name}", total=None)
+    tuned = inputs["adapter"].path if files.adapter else None
+    folder = inputs["base"].path if files.adapter else kept.head
+    weighed = child.run(
+        retention.weigh, partial(read.state_dict, files.path), folder, tuned, kept, (), title=f"KL {name}", total=1
+    )
     # The EOS that ends an answer is generated as well, though llama.cpp does not hand it out.
     tokens = sum(len(one.tokens) + one.stopped for one in answers)
     return Row(
@@ -231,8 +257,8 @@ def _gguf_row(path: Path, exam: Any, kept: Any) -> Row:
         stopped=sum(one.stopped for one in answers) / len(answers),
         tokens_per_second=tokens / seconds,
         peak_memory_bytes=peak,
-        size_bytes=path.stat().st_size,
-        kl=kl,
+        size_bytes=files.size_bytes,
+        kl=weighed.kl,
         runtime="llama.cpp on cpu",
     )
 

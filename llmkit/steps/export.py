@@ -1,16 +1,30 @@
-"""export: MODEL → GGUF files, each published only after llama.cpp has loaded it and reads text as the model does."""
+"""export: MODEL → GGUF files, each published only after llama.cpp has loaded it and speaks as the model does.
 
-from collections.abc import Mapping
+Where the recipe has data and a fine-tune, what each file kept of it is measured on held-out dialogues, and `types: auto` takes
+the smallest file that kept enough.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from llmkit import progress
 from llmkit.artifact import Artifact, Facts, Kind
+from llmkit.errors import DataError, GateError, UsageError
+from llmkit.report.table import RETENTION_FLOOR
+
+if TYPE_CHECKING:
+    from llmkit.gguf.imatrix import Imatrix
 
 VERB = "export"
-REVISION = 1
+REVISION = 2
 KIND = Kind.GGUF
 # What the template is rendered on by both sides; the last answer of each is the model's to give.
 CONVERSATIONS = (
@@ -22,20 +36,102 @@ CONVERSATIONS = (
         {"role": "user", "content": "再说一个。"},
     ],
 )
-Type = Literal["f16", "q8_0", "q4_0", "q5_k_m", "q4_k_m"]
+# fmt: off
+Type = Literal[
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_1", "q5_k_m", "q5_k_s", "q5_0", "q4_1", "q4_k_m", "q4_k_s", "q4_0",
+    "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "iq3_m", "iq3_s", "iq3_xxs", "q2_k",
+    "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s",
+]
+# fmt: on
+# What `auto` chooses from: four bits and more.
+CANDIDATES: tuple[Type, ...] = (
+    "iq4_xs",
+    "iq4_nl",
+    "q4_0",
+    "q4_k_s",
+    "q4_k_m",
+    "q4_1",
+    "q5_0",
+    "q5_k_s",
+    "q5_k_m",
+    "q5_1",
+    "q6_k",
+    "q8_0",
+)  # fmt: skip
+DIALOGUES = 40  # whose answers' tokens give retention
+QUESTIONS = 50  # whose answers give ROUGE-L
+ANSWER_TOKENS = 64
+CALIBRATION_TOKENS = 65_536  # of the training data, for the importance matrix
+_IMATRIX_SUFFIXES = (".gguf", ".dat", ".imatrix")  # any other file is text to measure one on
+_FRONT_MATTER = 10_000  # characters of a model card that are looked at
+_WINDOW = 8192  # tokens that a Modelfile asks for at most: a long context takes memory whether it is used or not
+_SPOKEN = 8  # held-out dialogues in whose answers the next token is compared
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMG])B?", re.IGNORECASE)
+_POWERS = {"K": 10**3, "M": 10**6, "G": 10**9}
 
 
 class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-    types: tuple[Type, ...] = Field(("q8_0", "q4_k_m"), min_length=1, description="The GGUF types to write, one file each.")
+    types: tuple[Type, ...] | Literal["auto"] = Field(
+        ("q8_0", "q4_k_m"), description="The GGUF types to write, one file each; auto: the smallest that keeps the fine-tune."
+    )
+    imatrix: bool | str = Field(
+        False,
+        description="Weigh rounding errors by what goes into each layer: true measures it on the training data, a path on that "
+        "text, or is an importance matrix of llama.cpp.",
+    )
+    adapter: Type | None = Field(None, description="Also write the LoRA by itself, and the base in this type to lay it over.")
+    min_retention: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description=f"Fail where a file keeps less of the fine-tune; auto: take none below it ({RETENTION_FLOOR}).",
+    )
+    min_rouge_l: float | None = Field(
+        None, ge=0, le=100, description="With auto: the ROUGE-L that its answers to held-out prompts must reach, in points."
+    )
+    max_shard_size: str | None = Field(None, description="Split longer files into parts of at most so much, such as 4GB.")
+    pre: str | None = Field(None, description="llama.cpp's name of the pre-tokenizer, where llmkit cannot tell it.")
+
+    @field_validator("types")
+    @classmethod
+    def _some(cls, types: tuple[Type, ...] | Literal["auto"]) -> tuple[Type, ...] | Literal["auto"]:
+        if not types or (len(set(types)) < len(types) and types != "auto"):
+            raise ValueError("name each type once, and at least one")
+        return types
+
+    @field_validator("max_shard_size")
+    @classmethod
+    def _bytes(cls, size: str | None) -> str | None:
+        if size is not None and (not (found := _SIZE.fullmatch(size)) or float(found[1]) == 0):
+            raise ValueError("give a size such as 500MB or 4GB")
+        return size
+
+    @property
+    def max_shard_bytes(self) -> int | None:
+        found = _SIZE.fullmatch(self.max_shard_size) if self.max_shard_size else None
+        return int(float(found[1]) * _POWERS[found[2].upper()]) if found else None
 
 
-def check(base: Path | None, *, template: str | None) -> None:
-    """Refuse before any work what export would refuse after it. `base`: the model's folder, if it is here.
+def check(
+    config: Config, base: Path | None, *, template: str | None, tuned: bool, grid: Mapping[str, str] | None = None
+) -> None:
+    """Refuse before any work what export would refuse after it, and warn of what it would lose.
+
+    Args:
+        base: the model's folder, if it is here.
+        template: what it is exported with, where that is to be looked for in the base.
+        tuned: a fine-tune comes between base and export.
+        grid: GGML type of each of the base's weights, by HF name, where it was unpacked from a GGUF file.
 
     Raises:
-        UsageError: the architecture is not supported (names what is), or the base lacks the `template` it is exported with.
+        UsageError: the architecture is not supported (names what is), the base lacks the `template` it is exported with, a type
+            needs an importance matrix, or `adapter` without a fine-tune.
     """
+    if config.adapter and not tuned:
+        raise UsageError("export.adapter writes a fine-tune's LoRA", next="add finetune to the recipe, or leave adapter out")
+    if not config.imatrix:
+        _demand_no_imatrix(config)
     if base is None:
         return
     from llmkit.engine import templates
@@ -44,36 +140,389 @@ def check(base: Path | None, *, template: str | None) -> None:
     architectures.parse(tokenizer.read_json(base / "config.json"), where=str(base))
     if template:
         templates.check(template, base)
+    if tuned and grid and config.types != "auto":
+        _warn_of_grid(config.types, base, grid)
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
-    """Write `model-TYPE.gguf` for each type, tokenizer, template and EOS included.
+    """Write `model-TYPE.gguf` for each type, tokenizer, template and EOS included; a Modelfile for each, and a model card.
+
+    Inputs: `model`; with a recipe also `dataset`, `base` (the model before its fine-tune), `adapter` and `imatrix` (a file).
 
     Raises:
         UsageError: the architecture or its tokenizer is not supported.
         FidelityError: llmkit's file and the model disagree; nothing is published.
+        GateError: no type, or not each, keeps what the recipe demands.
     """
-    from llmkit.engine import loading, templates
-    from llmkit.gguf import convert, fidelity
+    with tempfile.TemporaryDirectory() as scratch:
+        export = _Export.begin(config, inputs, out, Path(scratch))
+        tried: Facts = {}
+        if config.types == "auto":
+            kind, tried = export.choose()
+            types = {kind: tried.pop(kind)}
+        else:
+            types = export.write(config.types)
+            types = {kind: facts | export.prove(out / facts["files"][0]) for kind, facts in types.items()}
+        adapter = export.adapter(config.adapter) if config.adapter else None
+    _judge(config, types)
+    _describe(export, types, adapter)
+    facts: Facts = {"types": types, "tried": tried, "yardstick": export.yardstick.facts}
+    if adapter:
+        facts["adapter"] = adapter
+    if export.imatrix:
+        facts["imatrix"] = {"tensors": len(export.imatrix.names), "chunks": export.imatrix.chunks}
+    return facts
 
-    model = inputs["model"]
-    template = templates.resolve("model", model.path)
-    tokenizer = loading.load_tokenizer(model.path)
-    facts: Facts = {}
-    with progress.track("exporting", total=len(config.types)) as bar:
-        for kind in config.types:
-            path = out / f"model-{kind}.gguf"
-            written = convert.export(
-                model.path,
-                path,
-                type=kind,
-                template=template.text,
-                name="llmkit",
-                metadata={"llmkit.fingerprint": model.fingerprint},
+
+@dataclass(frozen=True)
+class _Yardstick:
+    """What each file is compared with. `reference` and `base_kl` need held-out dialogues, the latter a base as well."""
+
+    prompts: Sequence[Sequence[int]]
+    reference: Any = None
+    base_kl: float | None = None
+    split: str = ""
+
+    @property
+    def facts(self) -> Facts:
+        return (
+            {"split": self.split, "dialogues": len(self.reference.samples), "base_kl": self.base_kl} if self.reference else {}
+        )
+
+
+@dataclass(frozen=True)
+class _Export:
+    """One run: its inputs, loaded once, and what it writes with them."""
+
+    config: Config
+    inputs: Mapping[str, Artifact]
+    out: Path
+    template: Any
+    tokenizer: Any
+    imatrix: "Imatrix | None"
+    yardstick: _Yardstick
+
+    @staticmethod
+    def begin(config: Config, inputs: Mapping[str, Artifact], out: Path, scratch: Path) -> "_Export":
+        from llmkit.engine import loading, templates
+
+        folder = inputs["model"].path
+        template, tokenizer = templates.resolve("model", folder), loading.load_tokenizer(folder)
+        imatrix = _imatrix(config, inputs, out, tokenizer, template) if config.imatrix else None
+        return _Export(config, inputs, out, template, tokenizer, imatrix, _yardstick(inputs, scratch, tokenizer, template))
+
+    @property
+    def model(self) -> Path:
+        return self.inputs["model"].path
+
+    def write(self, kinds: Sequence[str], *, stem: str = "model", weights: Path | None = None) -> dict[str, Facts]:
+        """`STEM-TYPE.gguf` for each of `kinds`, read in one pass; `weights`: another folder than the model's."""
+        from llmkit.gguf import convert
+
+        written = convert.export_types(
+            weights or self.model,
+            {kind: self.out / f"{stem}-{kind}.gguf" for kind in kinds},
+            tokenizer_dir=self.model,
+            template=self.template.text,
+            name="llmkit",
+            metadata=_provenance(self.inputs),
+            imatrix=self.imatrix,
+            pre=self.config.pre,
+            max_shard_bytes=self.config.max_shard_bytes,
+        )
+        return {kind: dict(facts) for kind, facts in written.items()}
+
+    def prove(self, path: Path, *, adapter: Path | None = None) -> Facts:
+        """What the file at `path` kept of the fine-tune; raises FidelityError where llama.cpp does not run it as it should."""
+        from llmkit.engine import retention
+        from llmkit.gguf import fidelity
+
+        weighed = self._weigh(path, with_adapter=adapter is not None)
+        proof = fidelity.check_export(
+            path,
+            self.model,
+            template=self.template.text,
+            conversations=CONVERSATIONS,
+            tokenizer=self.tokenizer,
+            expected=weighed.next_tokens,
+            stop=self.template.eos,
+            adapter=adapter,
+        )
+        return {**proof, "kl": weighed.kl, "retention": retention.of(weighed.kl, self.yardstick.base_kl)}
+
+    def choose(self) -> tuple[str, Facts]:
+        """The smallest type that keeps the fine-tune, and what was found of it and of those that did not, by type.
+
+        Raises:
+            UsageError: there is no fine-tune or no held-out dialogue to choose by.
+            GateError: none does.
+        """
+        from llmkit.gguf import convert
+
+        if self.yardstick.base_kl is None:
+            raise UsageError(
+                "`types: auto` chooses by what a file keeps of a fine-tune, and there is none to measure",
+                next="name the types, or run it in a recipe with data and finetune",
             )
-            proof = fidelity.check_export(
-                path, model.path, template=template.text, conversations=CONVERSATIONS, tokenizer=tokenizer
+        floor, tried = self.config.min_retention or RETENTION_FLOOR, {}
+        for kind in convert.by_size(convert.Model.read(self.model), CANDIDATES, self.imatrix):
+            found = self.write([kind])[kind]
+            path = self.out / found["files"][0]
+            tried[kind] = found | self.prove(path)
+            if self.config.min_rouge_l is not None:
+                tried[kind]["rouge_l"] = self._rouge_l(path)
+            if tried[kind]["retention"] >= floor and tried[kind].get("rouge_l", 0.0) >= (self.config.min_rouge_l or 0.0):
+                return kind, tried
+            progress.note(f"{kind} keeps {tried[kind]['retention']:.3f} of the fine-tune: not enough")
+            for name in found["files"]:
+                (self.out / name).unlink()
+        best = max(tried, key=lambda kind: float(tried[kind]["retention"]))
+        raise GateError(
+            f"no type keeps {floor} of the fine-tune and the ROUGE-L asked for; {best} keeps {tried[best]['retention']:.3f}",
+            where="export.types: auto",
+            next="train longer or at a higher rate, lower min_retention or min_rouge_l, or name f16",
+        )
+
+    def adapter(self, kind: str) -> Facts:
+        """`adapter.gguf`, and the base it belongs over as `base-TYPE.gguf`."""
+        from llmkit.gguf import lora
+
+        base = self.inputs["base"].path
+        path = self.out / "adapter.gguf"
+        found = lora.export_adapter(
+            self.inputs["adapter"].path,
+            base,
+            path,
+            name="llmkit",
+            metadata=_provenance(self.inputs),
+        )
+        written = self.write([kind], stem="base", weights=base)[kind]
+        proof = self.prove(self.out / written["files"][0], adapter=path)
+        return {"file": path.name, **found, "base": written, **proof}
+
+    def _weigh(self, path: Path, *, with_adapter: bool) -> Any:
+        from llmkit.engine import child, retention
+        from llmkit.gguf import read
+
+        against = self.yardstick.reference
+        return child.run(
+            retention.weigh,
+            partial(read.state_dict, path),
+            self.inputs["base"].path if with_adapter else self.model,
+            self.inputs["adapter"].path if with_adapter else None,
+            against,
+            self.yardstick.prompts,
+            title=f"weighing {path.name}",
+            total=1,
+        )
+
+    def _rouge_l(self, path: Path) -> float:
+        """ROUGE-L of llama.cpp's answers to held-out prompts, in points."""
+        from llmkit.gguf import runtime
+        from llmkit.metrics import text
+
+        dialogues = _held_out(self.inputs["dataset"].path)[1][:QUESTIONS]
+        prompts = [messages[:-1] for messages in dialogues]
+        context = ANSWER_TOKENS + max(sum(len(part["content"].encode()) + 32 for part in prompt) for prompt in prompts) + 64
+        with runtime.LlamaServer(path, threads=os.cpu_count() or 1, context=context) as server:
+            answers = [one.text for one in server.chat_many(prompts, max_tokens=ANSWER_TOKENS)]
+        scores = text.score([text.clean_output(one) for one in answers], [messages[-1]["content"] for messages in dialogues])
+        return scores.metrics["rougeL"]
+
+
+def _yardstick(inputs: Mapping[str, Artifact], scratch: Path, tokenizer: Any, template: Any) -> _Yardstick:
+    from llmkit.engine import child, mask, probe, retention
+
+    fixed = [tokenizer(text)["input_ids"] for text in probe.TEXTS]
+    if "dataset" not in inputs:
+        return _Yardstick(fixed)
+    split, dialogues = _held_out(inputs["dataset"].path)
+    samples = [mask.encode(messages, tokenizer, template, last_only=True) for messages in dialogues[:DIALOGUES]]
+    # Half-way through an answer, where what was learnt is being said.
+    spoken = [one.input_ids[: len(one.input_ids) - sum(one.labels_mask) // 2] for one in samples[:_SPOKEN]]
+    base = inputs["base"].path if "base" in inputs else None
+    reference, base_kl = child.run(
+        retention.remember, inputs["model"].path, samples, base, scratch, title="measuring the model", total=2
+    )
+    return _Yardstick([*fixed, *spoken], reference, base_kl, split)
+
+
+def _held_out(dataset: Path) -> tuple[str, list[Any]]:
+    """The split that files are chosen on, and its dialogues that end on an answer. The test split stays for eval, if it can."""
+    from llmkit.data import record
+
+    for split in ("valid", "test"):
+        path = dataset / f"{split}.jsonl"
+        records: list[Any] = [one.messages for one in record.read_records(path)] if path.is_file() else []
+        found = [messages for messages in records if len(messages) > 1 and messages[-1]["role"] == "assistant"]
+        if found:
+            return split, found
+    raise DataError("the dataset has no held-out dialogue", where=str(dataset), next="give data.split a valid or a test share")
+
+
+def _imatrix(config: Config, inputs: Mapping[str, Artifact], out: Path, tokenizer: Any, template: Any) -> "Imatrix":
+    """The importance matrix, kept as `imatrix.gguf` so that it can be named in another recipe."""
+    from llmkit.data import record
+    from llmkit.engine import child
+    from llmkit.engine import imatrix as measuring
+    from llmkit.gguf import convert, imatrix
+
+    model = inputs["model"].path
+    given = inputs["imatrix"].path if "imatrix" in inputs else None
+    if given and given.suffix in _IMATRIX_SUFFIXES:
+        found = imatrix.read(given)
+    elif given:
+        samples = measuring.calibration_text(given, tokenizer, max_tokens=CALIBRATION_TOKENS)
+        found = None
+    elif "dataset" in inputs:
+        records = [
+            {"id": one.id, "messages": one.messages} for one in record.read_records(inputs["dataset"].path / "train.jsonl")
+        ]
+        samples = measuring.calibration(records, tokenizer, template, max_tokens=CALIBRATION_TOKENS)
+        found = None
+    else:
+        raise UsageError("`imatrix: true` measures on a recipe's data, and there is none", next="name a text file")
+    shape = convert.Model.read(model)
+    if found is None:
+        names = imatrix.measured(shape.architecture.tensors(shape.config))
+        sums = child.run(measuring.collect, model, samples, names, title="measuring importance", total=len(samples))
+        found = imatrix.from_measured(sums, dataset=given.name if given else inputs["dataset"].fingerprint)
+    found.require_fit((tensor.gguf, tensor.shape) for tensor in shape.tensors)
+    imatrix.write(found, out / "imatrix.gguf")
+    return found
+
+
+def _demand_no_imatrix(config: Config) -> None:
+    from llmkit.gguf import types
+
+    for kind in (*(() if config.types == "auto" else config.types), *filter(None, [config.adapter])):
+        if types.file_type(kind).base in types.NEEDS_IMPORTANCE:
+            raise UsageError(
+                f"{kind} needs an importance matrix",
+                where="export.types",
+                next="set export.imatrix: true, or name a larger type",
             )
-            facts[kind] = {**written, **proof}
-            bar.advance(text=kind)
-    return {"types": facts}
+
+
+def _warn_of_grid(kinds: Sequence[Type], base: Path, grid: Mapping[str, str]) -> None:
+    from llmkit.gguf import convert
+
+    model = convert.Model.read(base)
+    shares = {kind: convert.share_on_grid(model, kind, grid) for kind in CANDIDATES}
+    safe = [kind for kind in ("q5_k_m", "q6_k", "q8_0", "q4_1") if shares[kind] < 0.1]
+    for kind in kinds:
+        share = shares[kind] if kind in shares else convert.share_on_grid(model, kind, grid)
+        if share >= 0.5:
+            progress.note(
+                f"warning: {share:.0%} of the base's weights lie on {kind}'s own grid, since it was unpacked from such a file: "
+                f"rounding back to it takes away most of a fine-tune. Keep it with {' or '.join(safe)}, or with "
+                f"`export.adapter: {kind}`, which leaves the base as it is"
+            )
+
+
+def _judge(config: Config, types: Mapping[str, Facts]) -> None:
+    """Warn of files that lost the fine-tune; raise GateError where the recipe demands that they keep it."""
+    floor = RETENTION_FLOOR if config.min_retention is None else config.min_retention
+    lost = {kind: facts["retention"] for kind, facts in types.items() if facts["retention"] is not None}
+    lost = {kind: kept for kind, kept in lost.items() if not kept >= floor}
+    if lost and config.min_retention is not None:
+        told = ", ".join(f"{kind} keeps {kept:.3f}" for kind, kept in lost.items())
+        raise GateError(
+            f"{told} of the fine-tune; the recipe demands {floor}", where="export.min_retention", next="try `types: auto`"
+        )
+    for kind, kept in lost.items():
+        progress.note(
+            f"warning: {kind} lost the fine-tune: it kept {kept:.0%} of it (retention {kept:.3f}). Take another type "
+            f"(`types: auto` finds one), or `export.adapter: {kind}`"
+        )
+
+
+def _provenance(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Where a file comes from, as GGUF keys: its own fingerprint, its base, the base's licence, the data."""
+    base, keys = inputs.get("base"), {"llmkit.fingerprint": inputs["model"].fingerprint}
+    if licence := _licence(base or inputs["model"]):
+        keys["general.license"] = licence
+    if base:
+        keys |= _named("base_model", _name(base), base.fingerprint)
+    if "dataset" in inputs:
+        keys |= _named("dataset", "llmkit dataset", inputs["dataset"].fingerprint)
+    return keys
+
+
+def _named(what: str, name: str, version: str) -> dict[str, Any]:
+    return {f"general.{what}.count": 1, f"general.{what}.0.name": name, f"general.{what}.0.version": version}
+
+
+def _name(base: Artifact) -> str:
+    return str(base.manifest.config.get("origin") or base.path.name)
+
+
+def _licence(base: Artifact) -> str | None:
+    """As the base's facts say, or the front matter of its model card."""
+    known, card = base.facts.get("licence"), base.path / "README.md"
+    if known or not card.is_file():
+        return known
+    found = re.match(r"---\n(?:.*\n)*?license:[ \t]*([\w.-]{1,60})[ \t]*\n", card.read_text("utf-8", "replace")[:_FRONT_MATTER])
+    return found[1] if found else None
+
+
+def _describe(export: _Export, types: Mapping[str, Facts], adapter: Facts | None) -> None:
+    """A model card, and a Modelfile for the smallest file that kept the fine-tune."""
+    from llmkit.gguf import modelfile
+    from llmkit.gguf.container import open_file
+    from llmkit.report import card
+
+    kept = {kind: facts for kind, facts in types.items() if facts["retention"] is None or facts["retention"] >= RETENTION_FLOOR}
+    best = min((kept or types).values(), key=lambda facts: int(facts["bytes"]))
+    path = export.out / best["files"][0]
+    keys = open_file(path).metadata
+    context = int(keys[f"{keys['general.architecture']}.context_length"])
+    base, trained = export.inputs.get("base"), export.inputs.get("adapter")
+    licence = _licence(base or export.inputs["model"])
+    text = modelfile.modelfile(
+        path.name,
+        template=export.template.text,
+        stops=[export.template.eos],
+        context=min(context, _WINDOW),
+        adapter=None,
+        licence=licence,
+        bos=export.tokenizer.bos_token or "",
+        adds_bos=bool(keys.get("tokenizer.ggml.add_bos_token", False)),
+    )
+    (export.out / "Modelfile").write_text(text, "utf-8")
+    shown = ("objective", "method", "records", "steps", "train_loss", "valid_loss_before", "valid_loss_after")
+    info = card.CardInfo(
+        name=f"{_name(base)}, fine-tuned" if base else _name(export.inputs["model"]),
+        base=_name(base) if base else None,
+        licence=licence,
+        training={key: trained.facts[key] for key in shown if key in trained.facts} if trained else {},
+        files=_card_files(types, adapter),
+        lineage={role: found.fingerprint for role, found in export.inputs.items()},
+        stops=[export.template.eos],
+        context=context,
+        adapter=adapter["file"] if adapter else None,
+        modelfile=True,
+    )
+    (export.out / "README.md").write_text(card.card(info), "utf-8")
+
+
+def _card_files(types: Mapping[str, Facts], adapter: Facts | None) -> list[Any]:
+    from llmkit.report.card import CardFile
+
+    files = [
+        CardFile(
+            facts["files"][0],
+            kind,
+            facts["bits_per_weight"],
+            facts["bytes"],
+            facts["retention"],
+            facts["kl"],
+            facts["warnings"],
+        )
+        for kind, facts in types.items()
+    ]
+    if adapter:
+        base = adapter["base"]
+        lora = CardFile(adapter["file"], "lora", retention=adapter["retention"], kl=adapter["kl"])
+        files += [CardFile(base["files"][0], base["type"], base["bits_per_weight"], base["bytes"]), lora]
+    return files

@@ -109,8 +109,8 @@ def test_a_sliding_window_that_llama_cpp_ignores_is_a_warning(copy: Path, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architectures": ["Qwen2ForCausalLM"]}, ("Qwen2ForCausalLM", "Gemma3ForCausalLM", "LlamaForCausalLM")),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, ("yarn", "llama3")),
+        ({"architectures": ["OlmoForCausalLM"]}, ("OlmoForCausalLM", "Gemma3ForCausalLM", "LlamaForCausalLM")),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, ("dynamic", "llama3")),
         ({"hidden_act": "relu"}, ("relu", "silu")),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_model_that_llama_cpp_would_compute_differently_is_refused(
 
 def test_an_unknown_type_names_the_known_ones(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        _export(copy, tmp_path / "out.gguf", "q3_k_m")
+        _export(copy, tmp_path / "out.gguf", "q4_k_x")
     assert "q4_k_m" in caught.value.next
 
 

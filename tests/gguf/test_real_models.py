@@ -1,4 +1,4 @@
-"""The real Gemma 3 270M: token ids, types and distributions against HF and against llama.cpp's own file."""
+"""The real Gemma 3 270M and SmolLM2: token ids, types and distributions against HF and against llama.cpp's own file."""
 
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 from llmkit.gguf.convert import export
 from llmkit.gguf.fidelity import check_export
 from llmkit.gguf.runtime import LlamaServer
-
-from .conftest import GEMMA, load_hf
+from tests.gguf.families import CHATML, GEMMA, load_hf
+from tests.gguf.lines import generated
 
 pytestmark = pytest.mark.slow
 
@@ -24,27 +24,41 @@ CHATS = [
         {"role": "user", "content": "写一段 Python:\n\tprint('hi')"},
     ],
 ]
+TEMPLATES = {"gemma_270m": GEMMA, "smollm2": CHATML}
 # KL in nats between the model and its file, the largest over the prompts: about three times what was measured.
 LARGEST_KL = {"f16": 1e-4, "q8_0": 3e-2}
 
 
-@pytest.fixture(scope="module")
-def model(gemma_270m: Path) -> Any:
-    return load_hf(gemma_270m)
+@pytest.fixture(scope="module", params=TEMPLATES)
+def real(request: pytest.FixtureRequest) -> tuple[Path, str, Any]:
+    """Folder, chat template and model."""
+    folder = request.getfixturevalue(request.param)
+    return folder, TEMPLATES[request.param], load_hf(folder)
 
 
 @pytest.mark.parametrize("kind", LARGEST_KL)
-def test_gemma_speaks_the_same_in_llama_cpp(kind: str, gemma_270m: Path, model: Any, tmp_path: Path) -> None:
-    out = tmp_path / "gemma.gguf"
-    export(gemma_270m, out, type=kind, template=GEMMA, name="gemma", metadata={})
-    facts = check_export(out, gemma_270m, template=GEMMA, conversations=CHATS)
-    assert facts["tokens_compared"] > 10_000  # its 6,384 added tokens among them
-    tokenizer = AutoTokenizer.from_pretrained(gemma_270m)
+def test_a_real_model_speaks_the_same_in_llama_cpp(kind: str, real: tuple[Path, str, Any], tmp_path: Path) -> None:
+    folder, template, model = real
+    out = tmp_path / "out.gguf"
+    export(folder, out, type=kind, template=template, name="real", metadata={})
+    facts = check_export(out, folder, template=template, conversations=CHATS)
+    assert facts["tokens_compared"] > 500  # all added tokens among them
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     with LlamaServer(out, threads=2, context=512) as server:
         for chat in CHATS:
             ids = tokenizer(server.render(chat))["input_ids"]
             found = server.next_log_probabilities(ids, top=model.config.vocab_size)
             assert _kl(model, ids, found) <= LARGEST_KL[kind]
+        if kind == "q8_0":
+            _compare_lines(server, tokenizer)
+
+
+def _compare_lines(server: LlamaServer, tokenizer: Any) -> None:
+    lines = [tokenizer.bos_token + line for line in generated(2000)]
+    for start in range(0, len(lines), 20):
+        text = "".join(lines[start : start + 20])
+        expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert server.tokenize(text, add_special=False, parse_special=True) == expected, text
 
 
 def test_q4_k_m_has_the_types_that_llama_cpp_s_quantizer_chose(gemma_270m: Path, tmp_path: Path) -> None:
