@@ -169,15 +169,29 @@ def test_a_merge_into_another_base_is_refused(tiny_model: Path, tmp_path: Path) 
     assert "trained on another base" in result.stderr
 
 
+def test_a_gguf_file_is_a_base_that_is_tuned_and_shipped_as_gguf_again(tiny_model: Path, tmp_path: Path) -> None:
+    from llmkit.gguf.convert import export
+
+    export(tiny_model, tmp_path / "base.gguf", type="q8_0", template="", name="tiny")
+    write_tiny_recipe(tmp_path, Path("base.gguf"))
+    options = ("--set", "quantize=[]", "--set", "export={types: [q4_k_m], adapter: q8_0}")
+    models = ran("run", "tiny.yaml", *options, cwd=tmp_path)["report"]["models"]
+    assert list(models) == ["base", "merged", "q8_0+lora", "q4_k_m"]
+    assert models["q8_0+lora"]["retention"] > 0.99
+    again = llmkit("plan", "tiny.yaml", *options, cwd=tmp_path)
+    assert "not built" not in again.stdout
+
+
 @pytest.mark.slow
 def test_the_quickstart_s_chain_runs_on_the_real_model(tmp_path: Path) -> None:
     small = ("--set", "finetune.max_steps=30", "--set", "eval.max_samples=24", "--set", "eval.max_new_tokens=24")
     report = ran("run", "quickstart", *small, cwd=tmp_path)["report"]
     models = report["models"]
-    assert list(models) == ["base", "merged", "int8", "nf4", "q8_0", "q5_k_m", "q4_k_m"]
+    assert list(models) == ["base", "merged", "int8", "nf4", "q8_0", "q4_k_m+lora", "q5_k_m", "q4_k_m"]
     assert models["merged"]["metrics"]["rougeL"] > models["base"]["metrics"]["rougeL"] + 3
     assert models["q8_0"]["retention"] > 0.95
     assert models["q4_k_m"]["retention"] < models["q5_k_m"]["retention"]
+    assert models["q4_k_m+lora"]["retention"] > 0.95
     assert models["q8_0"]["size_bytes"] < 0.6 * models["merged"]["size_bytes"]
     started = time.monotonic()
     assert names_run(ran("run", "quickstart", *small, cwd=tmp_path)) == []

@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 from llmkit import errors, progress
 from llmkit.errors import LlmkitError, MachineError
 
-PRELOAD = ["llmkit.engine.measure"]
+# The last is what transformers puts off until the first model: two seconds, which each child would spend again.
+PRELOAD = ["llmkit.engine.measure", "llmkit.engine.retention", "transformers.modeling_utils"]
 # An outside launcher's word on who trains with whom is for the process it started, not for that one's children.
 LAUNCHER = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_")
 # What `accelerate launch` adds from its own configuration would change results; the recipe alone decides.

@@ -138,19 +138,18 @@ def export_types(
         MachineError: the disk has no room for them, or they cannot be written.
     """
     model = Model.read(model_dir)
-    warnings = model.architecture.warnings(model.config)
+    parsed = TokenizerFiles.read(tokenizer_dir or model_dir)
+    vocabulary = tokenizer.metadata(parsed, rows=model.config.vocab_size, template=template, pre=pre)
+    warnings = [*model.architecture.warnings(model.config), *tokenizer.warnings(parsed, pre=pre)]
     for warning in warnings:
         note(warning)
     choices = {kind: model.choices(file_type(kind), imatrix) for kind in outs}
-    named = {"pre": pre} if pre else {}  # TODO
-    vocabulary = tokenizer.metadata(
-        TokenizerFiles.read(tokenizer_dir or model_dir), rows=model.config.vocab_size, template=template, **named
-    )
+    name = tokenizer.general_name(parsed, name)
     files: dict[str, list[_File]] = {}
     for kind, out in outs.items():
         keys = _metadata(model, file_type(kind), name=name, vocabulary=vocabulary, imatrix=imatrix, more=metadata or {})
         files[kind] = _lay_out(out, keys, model, choices[kind], max_shard_bytes)
-    del vocabulary
+    del vocabulary, parsed  # as large as a small model
     everything = [file for those in files.values() for file in those]
     _demand_room(everything)
     try:

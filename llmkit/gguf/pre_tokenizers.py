@@ -44,7 +44,6 @@ STRUCTURES: tuple[tuple[str, Sequence[Mapping[str, Any]], bool], ...] = (
     ("gpt-4o", _split(_GPT4O), False),
 )
 
-_STRUCTURES = STRUCTURES
 # llama.cpp's expressions for these know neither marks nor capitals beyond ASCII: 9 of 2,000 mixed lines get other ids.
 APPROXIMATE = frozenset({"tekken", "gpt-4o"})
 

@@ -6,6 +6,7 @@ the smallest file that kept enough.
 
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -197,6 +198,7 @@ class _Export:
     config: Config
     inputs: Mapping[str, Artifact]
     out: Path
+    tokenizer_dir: Path
     template: Any
     tokenizer: Any
     imatrix: "Imatrix | None"
@@ -209,7 +211,8 @@ class _Export:
         folder = inputs["model"].path
         template, tokenizer = templates.resolve("model", folder), loading.load_tokenizer(folder)
         imatrix = _imatrix(config, inputs, out, tokenizer, template) if config.imatrix else None
-        return _Export(config, inputs, out, template, tokenizer, imatrix, _yardstick(inputs, scratch, tokenizer, template))
+        yardstick = _yardstick(inputs, scratch, tokenizer, template)
+        return _Export(config, inputs, out, _as_loaded(tokenizer, folder, scratch), template, tokenizer, imatrix, yardstick)
 
     @property
     def model(self) -> Path:
@@ -222,7 +225,7 @@ class _Export:
         written = convert.export_types(
             weights or self.model,
             {kind: self.out / f"{stem}-{kind}.gguf" for kind in kinds},
-            tokenizer_dir=self.model,
+            tokenizer_dir=self.tokenizer_dir,
             template=self.template.text,
             name="llmkit",
             metadata=_provenance(self.inputs),
@@ -273,7 +276,8 @@ class _Export:
                 tried[kind]["rouge_l"] = self._rouge_l(path)
             if tried[kind]["retention"] >= floor and tried[kind].get("rouge_l", 0.0) >= (self.config.min_rouge_l or 0.0):
                 return kind, tried
-            progress.note(f"{kind} keeps {tried[kind]['retention']:.3f} of the fine-tune: not enough")
+            scored = f", ROUGE-L {tried[kind]['rouge_l']:.1f}" if "rouge_l" in tried[kind] else ""
+            progress.note(f"{kind} keeps {tried[kind]['retention']:.3f} of the fine-tune{scored}: not enough")
             for name in found["files"]:
                 (self.out / name).unlink()
         best = max(tried, key=lambda kind: float(tried[kind]["retention"]))
@@ -328,6 +332,16 @@ class _Export:
             answers = [one.text for one in server.chat_many(prompts, max_tokens=ANSWER_TOKENS)]
         scores = text.score([text.clean_output(one) for one in answers], [messages[-1]["content"] for messages in dialogues])
         return scores.metrics["rougeL"]
+
+
+def _as_loaded(tokenizer: Any, folder: Path, scratch: Path) -> Path:
+    """A folder with the tokenizer as transformers loaded it, which may be another than tokenizer.json says: Llama 2's is."""
+    found = scratch / "tokenizer"
+    tokenizer.save_pretrained(found)
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            shutil.copy(folder / name, found)
+    return found
 
 
 def _yardstick(inputs: Mapping[str, Artifact], scratch: Path, tokenizer: Any, template: Any) -> _Yardstick:

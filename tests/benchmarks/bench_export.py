@@ -95,7 +95,10 @@ def run(command: Sequence[str]) -> Cost:
     """A process and its children, watched."""
     largest = 0
     started = time.perf_counter()
-    with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log, env=oracle.environment()) as process:
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(command, stdout=log, stderr=log, env=oracle.environment()) as process,
+    ):
         watched = psutil.Process(process.pid)
         while process.poll() is None:
             largest = max(largest, resident(watched))
@@ -123,20 +126,24 @@ def report(size: float, costs: dict[str, Cost]) -> None:
 
 
 def compare(small: dict[str, Cost], large: dict[str, Cost]) -> None:
-    further = SIZES[1] - SIZES[0]
-    each = {name: (large[name].seconds - small[name].seconds) / further for name in ("cp", "ours f16")}
-    print(f"a further GB: f16 {each['ours f16']:.2f} s, cp {each['cp']:.2f} s: {each['ours f16'] / each['cp']:.2f} × (bar {GIGABYTE_BAR})")
+    f16, cp = ((large[name].seconds - small[name].seconds) / (SIZES[1] - SIZES[0]) for name in ("ours f16", "cp"))
+    print(f"a further GB: f16 {f16:.2f} s, cp {cp:.2f} s: {f16 / cp:.2f} × (bar {GIGABYTE_BAR})")
     for name in ("ours f16", "ours q4_k_m"):
-        print(f"{name}: peak memory 3 GB / 1.2 GB {large[name].bytes / small[name].bytes:.2f} (bar {GROWTH_BAR})")
-    if "theirs f16" not in small:
-        return
+        growth = large[name].bytes / small[name].bytes
+        print(f"{name}: peak memory 3 GB / 1.2 GB {growth:.2f} (bar {GROWTH_BAR})")
     for size, costs in zip(SIZES, (small, large), strict=True):
+        if "theirs f16" not in costs:
+            return
         theirs, quantizer = costs["theirs f16"], costs["theirs q4_k_m"]
-        print(f"{size} GB  f16: {theirs.seconds / costs['ours f16'].seconds:.2f} × the converter's speed (bar {CONVERTER_BAR})", end="")
-        print(f", {costs['ours f16'].bytes / theirs.bytes:.2f} × its memory (bar {MEMORY_BAR})")
-        chain, most = theirs.seconds + quantizer.seconds, max(theirs.bytes, quantizer.bytes)
-        print(f"{size} GB  q4_k_m: {chain / costs['ours q4_k_m'].seconds:.2f} × converter and quantizer (bar {CHAIN_BAR})", end="")
-        print(f", {costs['ours q4_k_m'].bytes / most:.2f} × their memory (bar {MEMORY_BAR})")
+        speed, memory = theirs.seconds / costs["ours f16"].seconds, costs["ours f16"].bytes / theirs.bytes
+        print(f"{size} GB  f16: {speed:.2f} × the converter's speed (bar {CONVERTER_BAR}), {memory:.2f} × its memory", end="")
+        print(f" (bar {MEMORY_BAR})")
+        speed = (theirs.seconds + quantizer.seconds) / costs["ours q4_k_m"].seconds
+        memory = costs["ours q4_k_m"].bytes / max(theirs.bytes, quantizer.bytes)
+        print(
+            f"{size} GB  q4_k_m: {speed:.2f} × converter and quantizer (bar {CHAIN_BAR}), {memory:.2f} × their memory", end=""
+        )
+        print(f" (bar {MEMORY_BAR})")
 
 
 def write_model(folder: Path, size: float, tokenizer: Path) -> None:

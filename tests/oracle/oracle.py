@@ -40,27 +40,50 @@ def absent() -> str:
 
 def convert(model_dir: Path, out: Path, outtype: str) -> Path:
     """Run `convert_hf_to_gguf.py`; CalledProcessError with its last words where it fails."""
-    return run_script("convert_hf_to_gguf.py", str(model_dir), "--outfile", str(out), "--outtype", outtype, out=out)
+    _run(conversion(model_dir, out, outtype))
+    return out
+
+
+def conversion(model_dir: Path, out: Path, outtype: str) -> list[str]:
+    """The command that `convert` runs, in `environment`."""
+    return [
+        sys.executable,
+        str(LLAMA_CPP / "convert_hf_to_gguf.py"),
+        str(model_dir),
+        "--outfile",
+        str(out),
+        "--outtype",
+        outtype,
+    ]
 
 
 def run_script(script: str, *arguments: str, out: Path) -> Path:
-    """Run one of llama.cpp's Python scripts, with its own copy of the gguf package."""
-    path = os.pathsep.join((str(LLAMA_CPP / "gguf-py"), str(FOLDER / "site")))
-    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-    _run([sys.executable, str(LLAMA_CPP / script), *arguments], environment)
+    """Run one of llama.cpp's Python scripts."""
+    _run([sys.executable, str(LLAMA_CPP / script), *arguments])
     return out
+
+
+def environment() -> dict[str, str]:
+    """With llama.cpp's own copy of the gguf package, and what its converter needs."""
+    path = os.pathsep.join((str(LLAMA_CPP / "gguf-py"), str(FOLDER / "site")))
+    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
 
 
 def quantize(source: Path, out: Path, type: str, imatrix: Path | None = None) -> Path:
     """Run `llama-quantize`; raises NeedsImatrixError, or CalledProcessError with its last words where it fails otherwise."""
-    options = [] if imatrix is None else ["--imatrix", str(imatrix)]
     try:
-        _run([str(_QUANTIZE), *options, str(source), str(out), type, "2"], None)
+        _run(quantization(source, out, type, imatrix))
     except subprocess.CalledProcessError as error:
         if "requires an imatrix" in error.stderr or "Missing importance matrix" in error.stderr:
             raise NeedsImatrixError(type) from None
         raise
     return out
+
+
+def quantization(source: Path, out: Path, type: str, imatrix: Path | None = None) -> list[str]:
+    """The command that `quantize` runs."""
+    options = [] if imatrix is None else ["--imatrix", str(imatrix)]
+    return [str(_QUANTIZE), *options, str(source), str(out), type, "2"]
 
 
 def tensors(path: Path) -> dict[str, Stored]:
@@ -92,7 +115,7 @@ def write_imatrix(importance: Mapping[str, Array], path: Path) -> Path:
     return path
 
 
-def _run(command: list[str], environment: Mapping[str, str] | None) -> None:
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         raise subprocess.CalledProcessError(done.returncode, command, done.stdout[-2000:], done.stderr[-2000:])
