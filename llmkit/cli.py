@@ -4,6 +4,7 @@ stdout carries results, stderr carries talk. Exit codes: 0 done; 1 a gate failed
 environment or a proof failed; 130 interrupted.
 """
 
+import atexit
 import json
 import os
 import sys
@@ -17,6 +18,8 @@ from llmkit import errors, progress
 
 if TYPE_CHECKING:
     from llmkit.commands import Result
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 app = typer.Typer(
     help="Dialogues in; a tested, quantized chat model out.",
@@ -291,7 +294,21 @@ def main() -> None:
     """The console script. Under a launcher (torchrun, accelerate launch) the first process alone speaks."""
     if _launched() and os.environ["RANK"] != "0":
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
-    app(prog_name="llmkit")
+    try:
+        app(prog_name="llmkit")
+    except SystemExit as ending:
+        if ending.code == _INTERRUPTED:
+            _end_interrupted()
+        raise
+
+
+def _end_interrupted() -> NoReturn:
+    """Exit 130 in any case. CPython kills itself by SIGINT at its end where Ctrl-C fell into code that it ran from a string,
+    as each import of a dataclass does, however well it was handled since."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_INTERRUPTED)
 
 
 def _step(
@@ -347,7 +364,7 @@ def _do(command: "Callable[[Any], Result]", *, json_: bool, quiet: bool) -> None
         _fail(error)
     except KeyboardInterrupt:
         typer.echo("interrupted; what was finished is kept, run again to go on", err=True)
-        raise SystemExit(130) from None
+        raise SystemExit(_INTERRUPTED) from None
     except BrokenPipeError:
         # Whoever read stdout has gone; there is no one left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

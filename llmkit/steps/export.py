@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from llmkit import progress
+from llmkit import progress, release
 from llmkit.artifact import Artifact, Facts, Kind
 from llmkit.errors import DataError, GateError, UsageError
 from llmkit.report.table import RETENTION_FLOOR
@@ -64,8 +64,7 @@ QUESTIONS = 50  # whose answers give ROUGE-L
 ANSWER_TOKENS = 64
 CALIBRATION_TOKENS = 65_536  # of the training data, for the importance matrix
 _IMATRIX_SUFFIXES = (".gguf", ".dat", ".imatrix")  # any other file is text to measure one on
-_FRONT_MATTER = 10_000  # characters of a model card that are looked at
-_WINDOW = 8192  # tokens that a Modelfile asks for at most: a long context takes memory whether it is used or not
+_BYTES_PER_WEIGHT = 5  # of a model that is compared: fp32, and what working with it takes
 _SPOKEN = 8  # held-out dialogues in whose answers the next token is compared
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMG])B?", re.IGNORECASE)
 _POWERS = {"K": 10**3, "M": 10**6, "G": 10**9}
@@ -166,7 +165,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
             types = {kind: facts | export.prove(out / facts["files"][0]) for kind, facts in types.items()}
         adapter = export.adapter(config.adapter) if config.adapter else None
     _judge(config, types)
-    _describe(export, types, adapter)
+    release.describe(out, inputs, types, adapter, template=export.template, tokenizer=export.tokenizer)
     facts: Facts = {"types": types, "tried": tried, "yardstick": export.yardstick.facts}
     if adapter:
         facts["adapter"] = adapter
@@ -177,7 +176,10 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
 
 @dataclass(frozen=True)
 class _Yardstick:
-    """What each file is compared with. `reference` and `base_kl` need held-out dialogues, the latter a base as well."""
+    """What each file is compared with; no `prompts` where nothing is, for want of memory.
+
+    `reference` and `base_kl` need held-out dialogues, the latter a base as well.
+    """
 
     prompts: Sequence[Sequence[int]]
     reference: Any = None
@@ -228,7 +230,7 @@ class _Export:
             tokenizer_dir=self.tokenizer_dir,
             template=self.template.text,
             name="llmkit",
-            metadata=_provenance(self.inputs),
+            metadata=release.provenance(self.inputs),
             imatrix=self.imatrix,
             pre=self.config.pre,
             max_shard_bytes=self.config.max_shard_bytes,
@@ -240,7 +242,7 @@ class _Export:
         from llmkit.engine import retention
         from llmkit.gguf import fidelity
 
-        weighed = self._weigh(path, with_adapter=adapter is not None)
+        weighed = self._weigh(path, with_adapter=adapter is not None) if self.yardstick.prompts else retention.Weighed(None, ())
         proof = fidelity.check_export(
             path,
             self.model,
@@ -298,7 +300,7 @@ class _Export:
             base,
             path,
             name="llmkit",
-            metadata=_provenance(self.inputs),
+            metadata=release.provenance(self.inputs),
         )
         written = self.write([kind], stem="base", weights=base)[kind]
         proof = self.prove(self.out / written["files"][0], adapter=path)
@@ -345,8 +347,16 @@ def _as_loaded(tokenizer: Any, folder: Path, scratch: Path) -> Path:
 
 
 def _yardstick(inputs: Mapping[str, Artifact], scratch: Path, tokenizer: Any, template: Any) -> _Yardstick:
-    from llmkit.engine import child, mask, probe, retention
+    from llmkit.engine import child, loading, mask, probe, retention
+    from llmkit.gguf import convert
 
+    needed, free = _BYTES_PER_WEIGHT * convert.Model.read(inputs["model"].path).parameters, loading.free_memory()
+    if needed > free:
+        progress.note(
+            f"warning: comparing the files' weights with the model's takes {needed / 1e9:.0f} GB of memory, and "
+            f"{free / 1e9:.0f} GB are free: neither retention nor the next tokens are measured"
+        )
+        return _Yardstick(())
     fixed = [tokenizer(text)["input_ids"] for text in probe.TEXTS]
     if "dataset" not in inputs:
         return _Yardstick(fixed)
@@ -449,94 +459,3 @@ def _judge(config: Config, types: Mapping[str, Facts]) -> None:
             f"warning: {kind} lost the fine-tune: it kept {kept:.0%} of it (retention {kept:.3f}). Take another type "
             f"(`types: auto` finds one), or `export.adapter: {kind}`"
         )
-
-
-def _provenance(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
-    """Where a file comes from, as GGUF keys: its own fingerprint, its base, the base's licence, the data."""
-    base, keys = inputs.get("base"), {"llmkit.fingerprint": inputs["model"].fingerprint}
-    if licence := _licence(base or inputs["model"]):
-        keys["general.license"] = licence
-    if base:
-        keys |= _named("base_model", _name(base), base.fingerprint)
-    if "dataset" in inputs:
-        keys |= _named("dataset", "llmkit dataset", inputs["dataset"].fingerprint)
-    return keys
-
-
-def _named(what: str, name: str, version: str) -> dict[str, Any]:
-    return {f"general.{what}.count": 1, f"general.{what}.0.name": name, f"general.{what}.0.version": version}
-
-
-def _name(base: Artifact) -> str:
-    return str(base.manifest.config.get("origin") or base.path.name)
-
-
-def _licence(base: Artifact) -> str | None:
-    """As the base's facts say, or the front matter of its model card."""
-    known, card = base.facts.get("licence"), base.path / "README.md"
-    if known or not card.is_file():
-        return known
-    found = re.match(r"---\n(?:.*\n)*?license:[ \t]*([\w.-]{1,60})[ \t]*\n", card.read_text("utf-8", "replace")[:_FRONT_MATTER])
-    return found[1] if found else None
-
-
-def _describe(export: _Export, types: Mapping[str, Facts], adapter: Facts | None) -> None:
-    """A model card, and a Modelfile for the smallest file that kept the fine-tune."""
-    from llmkit.gguf import modelfile
-    from llmkit.gguf.container import open_file
-    from llmkit.report import card
-
-    kept = {kind: facts for kind, facts in types.items() if facts["retention"] is None or facts["retention"] >= RETENTION_FLOOR}
-    best = min((kept or types).values(), key=lambda facts: int(facts["bytes"]))
-    path = export.out / best["files"][0]
-    keys = open_file(path).metadata
-    context = int(keys[f"{keys['general.architecture']}.context_length"])
-    base, trained = export.inputs.get("base"), export.inputs.get("adapter")
-    licence = _licence(base or export.inputs["model"])
-    text = modelfile.modelfile(
-        path.name,
-        template=export.template.text,
-        stops=[export.template.eos],
-        context=min(context, _WINDOW),
-        adapter=None,
-        licence=licence,
-        bos=export.tokenizer.bos_token or "",
-        adds_bos=bool(keys.get("tokenizer.ggml.add_bos_token", False)),
-    )
-    (export.out / "Modelfile").write_text(text, "utf-8")
-    shown = ("objective", "method", "records", "steps", "train_loss", "valid_loss_before", "valid_loss_after")
-    info = card.CardInfo(
-        name=f"{_name(base)}, fine-tuned" if base else _name(export.inputs["model"]),
-        base=_name(base) if base else None,
-        licence=licence,
-        training={key: trained.facts[key] for key in shown if key in trained.facts} if trained else {},
-        files=_card_files(types, adapter),
-        lineage={role: found.fingerprint for role, found in export.inputs.items()},
-        stops=[export.template.eos],
-        context=context,
-        adapter=adapter["file"] if adapter else None,
-        modelfile=True,
-    )
-    (export.out / "README.md").write_text(card.card(info), "utf-8")
-
-
-def _card_files(types: Mapping[str, Facts], adapter: Facts | None) -> list[Any]:
-    from llmkit.report.card import CardFile
-
-    files = [
-        CardFile(
-            facts["files"][0],
-            kind,
-            facts["bits_per_weight"],
-            facts["bytes"],
-            facts["retention"],
-            facts["kl"],
-            facts["warnings"],
-        )
-        for kind, facts in types.items()
-    ]
-    if adapter:
-        base = adapter["base"]
-        lora = CardFile(adapter["file"], "lora", retention=adapter["retention"], kl=adapter["kl"])
-        files += [CardFile(base["files"][0], base["type"], base["bits_per_weight"], base["bytes"]), lora]
-    return files

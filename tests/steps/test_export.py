@@ -137,6 +137,15 @@ def test_without_data_a_file_is_proved_but_nothing_is_measured(inputs: Mapping[s
         _run({"model": inputs["model"]}, tmp_path, types="auto")
 
 
+def test_what_memory_cannot_hold_is_shipped_unmeasured_and_says_so(
+    inputs: Mapping[str, Artifact], tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "free_memory", lambda: 100_000)
+    facts = _run(inputs, tmp_path, types=["q8_0"])
+    assert facts["types"]["q8_0"]["retention"] is facts["types"]["q8_0"]["next_token_kl"] is None
+    assert any("GB of memory" in note for note in notes)
+
+
 def test_an_importance_matrix_is_measured_kept_and_used_again(
     inputs: Mapping[str, Artifact], tmp_path: Path, artifact_of: Wrap
 ) -> None:

@@ -1,0 +1,120 @@
+"""What stands beside GGUF files for those who get them: where they come from, a model card, an Ollama Modelfile."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmkit.artifact import Artifact, Facts
+from llmkit.report.table import RETENTION_FLOOR
+
+_FRONT_MATTER = 10_000  # characters of a model card that are looked at
+_WINDOW = 8192  # tokens that a Modelfile asks for at most: a long context takes memory whether it is used or not
+
+
+def provenance(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Where a file comes from, as GGUF keys: its own fingerprint, its base, the base's licence, the data."""
+    base, keys = inputs.get("base"), {"llmkit.fingerprint": inputs["model"].fingerprint}
+    if licence := _licence(base or inputs["model"]):
+        keys["general.license"] = licence
+    if base:
+        keys |= _named("base_model", _name(base), base.fingerprint)
+    if "dataset" in inputs:
+        keys |= _named("dataset", "llmkit dataset", inputs["dataset"].fingerprint)
+    return keys
+
+
+def _named(what: str, name: str, version: str) -> dict[str, Any]:
+    return {f"general.{what}.count": 1, f"general.{what}.0.name": name, f"general.{what}.0.version": version}
+
+
+def _name(base: Artifact) -> str:
+    return str(base.manifest.config.get("origin") or base.path.name)
+
+
+def _licence(base: Artifact) -> str | None:
+    """As the base's facts say, or the front matter of its model card."""
+    known, card = base.facts.get("licence"), base.path / "README.md"
+    if known or not card.is_file():
+        return known
+    found = re.match(r"---\n(?:.*\n)*?license:[ \t]*([\w.-]{1,60})[ \t]*\n", card.read_text("utf-8", "replace")[:_FRONT_MATTER])
+    return found[1] if found else None
+
+
+def describe(
+    out: Path,
+    inputs: Mapping[str, Artifact],
+    types: Mapping[str, Facts],
+    adapter: Facts | None,
+    *,
+    template: Any,
+    tokenizer: Any,
+) -> None:
+    """Write a model card, and a Modelfile for the smallest file that kept the fine-tune.
+
+    Args:
+        out: the folder of the files.
+        inputs: what the files were made from, by role.
+        types: the facts of each file, by type.
+        adapter: those of the LoRA, if it was written.
+        template: the model's `ChatTemplate`.
+        tokenizer: the model's.
+    """
+    from llmkit.gguf import modelfile
+    from llmkit.gguf.container import open_file
+    from llmkit.report import card
+
+    kept = {kind: facts for kind, facts in types.items() if facts["retention"] is None or facts["retention"] >= RETENTION_FLOOR}
+    best = min((kept or types).values(), key=lambda facts: int(facts["bytes"]))
+    path = out / best["files"][0]
+    keys = open_file(path).metadata
+    context = int(keys[f"{keys['general.architecture']}.context_length"])
+    base, trained = inputs.get("base"), inputs.get("adapter")
+    licence = _licence(base or inputs["model"])
+    text = modelfile.modelfile(
+        path.name,
+        template=template.text,
+        stops=[template.eos],
+        context=min(context, _WINDOW),
+        adapter=None,
+        licence=licence,
+        bos=tokenizer.bos_token or "",
+        adds_bos=bool(keys.get("tokenizer.ggml.add_bos_token", False)),
+    )
+    (out / "Modelfile").write_text(text, "utf-8")
+    shown = ("objective", "method", "records", "steps", "train_loss", "valid_loss_before", "valid_loss_after")
+    info = card.CardInfo(
+        name=f"{_name(base)}, fine-tuned" if base else _name(inputs["model"]),
+        base=_name(base) if base else None,
+        licence=licence,
+        training={key: trained.facts[key] for key in shown if key in trained.facts} if trained else {},
+        files=_card_files(types, adapter),
+        lineage={role: found.fingerprint for role, found in inputs.items()},
+        stops=[template.eos],
+        context=context,
+        adapter=adapter["file"] if adapter else None,
+        modelfile=True,
+    )
+    (out / "README.md").write_text(card.card(info), "utf-8")
+
+
+def _card_files(types: Mapping[str, Facts], adapter: Facts | None) -> list[Any]:
+    from llmkit.report.card import CardFile
+
+    files = [
+        CardFile(
+            facts["files"][0],
+            kind,
+            facts["bits_per_weight"],
+            facts["bytes"],
+            facts["retention"],
+            facts["kl"],
+            facts["warnings"],
+        )
+        for kind, facts in types.items()
+    ]
+    if adapter:
+        base = adapter["base"]
+        lora = CardFile(adapter["file"], "lora", retention=adapter["retention"], kl=adapter["kl"])
+        files += [CardFile(base["files"][0], base["type"], base["bits_per_weight"], base["bytes"]), lora]
+    return files
