@@ -32,7 +32,7 @@ check: setup ## ruff, mypy and the import rules
 	$(BIN)/lint-imports
 
 bench: setup ## run the benchmarks one after another
-	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; PYTHONPATH=. $(BIN)/python "$$file" || exit 1; done
 
 oracle: setup $(LLMKIT_ORACLE)/build/bin/llama-quantize ## compare with llama.cpp's own tools, compiled the first time (cmake, C++; minutes)
 	LLMKIT_ORACLE=$(LLMKIT_ORACLE) $(BIN)/pytest tests/oracle

@@ -71,17 +71,18 @@ def describe(
     context = int(keys[f"{keys['general.architecture']}.context_length"])
     base, trained = inputs.get("base"), inputs.get("adapter")
     licence = _licence(base or inputs["model"])
-    text = modelfile.modelfile(
-        path.name,
-        template=template.text,
-        stops=[template.eos],
-        context=min(context, _WINDOW),
-        adapter=None,
-        licence=licence,
-        bos=tokenizer.bos_token or "",
-        adds_bos=bool(keys.get("tokenizer.ggml.add_bos_token", False)),
-    )
-    (out / "Modelfile").write_text(text, "utf-8")
+    if whole := len(best["files"]) == 1:  # Ollama takes no model in parts
+        text = modelfile.modelfile(
+            path.name,
+            template=template.text,
+            stops=[template.eos],
+            context=min(context, _WINDOW),
+            adapter=None,
+            licence=licence,
+            bos=tokenizer.bos_token or "",
+            adds_bos=bool(keys.get("tokenizer.ggml.add_bos_token", False)),
+        )
+        (out / "Modelfile").write_text(text, "utf-8")
     shown = ("objective", "method", "records", "steps", "train_loss", "valid_loss_before", "valid_loss_after")
     info = card.CardInfo(
         name=f"{_name(base)}, fine-tuned" if base else _name(inputs["model"]),
@@ -93,7 +94,7 @@ def describe(
         stops=[template.eos],
         context=context,
         adapter=adapter["file"] if adapter else None,
-        modelfile=True,
+        modelfile=whole,
     )
     (out / "README.md").write_text(card.card(info), "utf-8")
 

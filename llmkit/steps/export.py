@@ -4,13 +4,15 @@ Where the recipe has data and a fine-tune, what each file kept of it is measured
 the smallest file that kept enough.
 """
 
+import heapq
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -62,7 +64,8 @@ CANDIDATES: tuple[Type, ...] = (
 DIALOGUES = 40  # whose answers' tokens give retention
 QUESTIONS = 50  # whose answers give ROUGE-L
 ANSWER_TOKENS = 64
-CALIBRATION_TOKENS = 65_536  # of the training data, for the importance matrix
+CALIBRATION_TOKENS = 16_384  # of the training data, for the importance matrix; six thousand did as well
+CALIBRATION_RECORDS = 2_048  # to take them from; an id is a hash, so the smallest ids come from all over the data
 _IMATRIX_SUFFIXES = (".gguf", ".dat", ".imatrix")  # any other file is text to measure one on
 _BYTES_PER_WEIGHT = 5  # of a model that is compared: fp32, and what working with it takes
 _SPOKEN = 8  # held-out dialogues in whose answers the next token is compared
@@ -377,9 +380,10 @@ def _held_out(dataset: Path) -> tuple[str, list[Any]]:
 
     for split in ("valid", "test"):
         path = dataset / f"{split}.jsonl"
-        records: list[Any] = [one.messages for one in record.read_records(path)] if path.is_file() else []
-        found = [messages for messages in records if len(messages) > 1 and messages[-1]["role"] == "assistant"]
-        if found:
+        records = record.read_records(path) if path.is_file() else iter(())
+        dialogues: Iterator[Any] = (one.messages for one in records)
+        answered = (messages for messages in dialogues if len(messages) > 1 and messages[-1]["role"] == "assistant")
+        if found := list(islice(answered, max(DIALOGUES, QUESTIONS))):
             return split, found
     raise DataError("the dataset has no held-out dialogue", where=str(dataset), next="give data.split a valid or a test share")
 
@@ -399,9 +403,9 @@ def _imatrix(config: Config, inputs: Mapping[str, Artifact], out: Path, tokenize
         samples = measuring.calibration_text(given, tokenizer, max_tokens=CALIBRATION_TOKENS)
         found = None
     elif "dataset" in inputs:
-        records = [
-            {"id": one.id, "messages": one.messages} for one in record.read_records(inputs["dataset"].path / "train.jsonl")
-        ]
+        train = record.read_records(inputs["dataset"].path / "train.jsonl")
+        chosen = heapq.nsmallest(CALIBRATION_RECORDS, train, key=lambda one: one.id)
+        records = [{"id": one.id, "messages": one.messages} for one in chosen]
         samples = measuring.calibration(records, tokenizer, template, max_tokens=CALIBRATION_TOKENS)
         found = None
     else:

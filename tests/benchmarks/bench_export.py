@@ -1,6 +1,6 @@
 """How fast `export` writes GGUF beside llama.cpp's converter and quantizer, and in how much memory: random models, one run.
 
-    python tests/benchmarks/bench_export.py          # needs `make oracle` for llama.cpp's side
+    PYTHONPATH=. python tests/benchmarks/bench_export.py          # llama.cpp's side needs what `make oracle` builds
 
 A Llama of 1.2 GB and one of 3 GB in bf16, with SmolLM2's tokenizer. Each job is a process of its own, imports included, the
 sides in turn; the best of `ROUNDS` counts. Ours is `convert.export_types` alone, as theirs is the converter alone: neither

@@ -1,7 +1,11 @@
 """Files are the same whoever writes their parts, and whole or not there at all."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,3 +153,31 @@ def test_a_name_that_stands_twice_in_a_header_is_a_data_error(tmp_path: Path) ->
     (tmp_path / "w.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
     with pytest.raises(DataError, match="twice"):
         header(tmp_path / "w.safetensors")
+
+
+_POOL = """
+import sys
+from pathlib import Path
+from llmkit.gguf import writing
+from llmkit.gguf.convert import export
+if __name__ == "__main__":
+    writing.SMALL_ELEMENTS, writing.PIECE_ELEMENTS = 0, 64  # minutes of work
+    export(Path(sys.argv[1]), Path(sys.argv[2]), type="q4_k_m", template="", name="x", workers=2)
+"""
+
+
+def test_the_pool_of_a_killed_run_ends_with_it(mistral_dir: Path, tmp_path: Path) -> None:
+    import psutil
+
+    (tmp_path / "run.py").write_text(_POOL, "utf-8")
+    command = [sys.executable, str(tmp_path / "run.py"), str(mistral_dir), str(tmp_path / "x.gguf")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, env=environment) as run:
+        deadline = time.monotonic() + 60
+        while len(pool := psutil.Process(run.pid).children(recursive=True)) < 3:  # two workers and the resource tracker
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        run.kill()
+    _, left = psutil.wait_procs(pool, timeout=30)
+    assert not left

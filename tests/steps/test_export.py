@@ -1,6 +1,7 @@
 """The export step: what is measured of a file, what is chosen by it, and what is refused or warned of before any work."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +14,7 @@ from llmkit import progress
 from llmkit.artifact import Artifact, Kind
 from llmkit.engine import loading, lora
 from llmkit.errors import DataError, GateError, UsageError
-from llmkit.gguf import convert, imatrix, restore
+from llmkit.gguf import convert, imatrix, read, restore
 from llmkit.gguf.types import TYPES
 from llmkit.steps import export, merge
 from tests.conftest import EXCHANGES
@@ -90,6 +91,14 @@ def test_a_file_on_the_bases_grid_loses_the_fine_tune_and_the_adapter_over_it_ke
         assert facts["types"][kind]["next_token_kl"] < 0.01
         assert facts["types"][kind]["bytes"] == (tmp_path / f"model-{kind}.gguf").stat().st_size
     assert facts["yardstick"]["split"] == "valid"
+    card, model_file = (tmp_path / "README.md").read_text("utf-8"), (tmp_path / "Modelfile").read_text("utf-8")
+    assert f"{kept['q4_0']:.3f}" in card
+    assert "adapter.gguf" in card
+    assert model_file.startswith("FROM ./model-q8_0.gguf\n")  # the smallest that kept it
+    assert "<|im_end|>" in model_file
+    written = read.metadata(tmp_path / "model-q4_0.gguf")
+    assert written["general.base_model.0.version"] == inputs["base"].fingerprint
+    assert written["llmkit.fingerprint"] == inputs["model"].fingerprint
 
 
 def test_auto_takes_the_smallest_type_that_keeps_enough(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
@@ -144,6 +153,21 @@ def test_what_memory_cannot_hold_is_shipped_unmeasured_and_says_so(
     facts = _run(inputs, tmp_path, types=["q8_0"])
     assert facts["types"]["q8_0"]["retention"] is facts["types"]["q8_0"]["next_token_kl"] is None
     assert any("GB of memory" in note for note in notes)
+
+
+def test_a_licence_is_taken_from_the_bases_model_card(
+    inputs: Mapping[str, Artifact], tmp_path: Path, artifact_of: Wrap
+) -> None:
+    folder = Path(shutil.copytree(inputs["base"].path, tmp_path / "base"))
+    (folder / "README.md").write_text("---\nlanguage: zh\nlicense: apache-2.0\n---\n# A model\nlicense: none\n", "utf-8")
+    (tmp_path / "out").mkdir()
+    given = {"model": inputs["model"], "base": artifact_of(folder, Kind.MODEL)}
+    _run(given, tmp_path / "out", types=["q8_0"], max_shard_size="100KB")
+    assert 'license: "apache-2.0"' in (tmp_path / "out/README.md").read_text("utf-8")
+    [first, *rest] = sorted((tmp_path / "out").glob("*.gguf"))
+    assert read.metadata(first)["general.license"] == "apache-2.0"
+    assert rest
+    assert not (tmp_path / "out/Modelfile").exists()
 
 
 def test_an_importance_matrix_is_measured_kept_and_used_again(
