@@ -67,14 +67,10 @@ def write_tiny_recipe(folder: Path, model: Path, **finetune: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("objective", ["sft", "orpo"])
-def test_every_step_runs_on_a_tiny_model_and_a_second_run_runs_nothing(
-    objective: str, tiny_model: Path, tmp_path: Path
-) -> None:
-    write_tiny_recipe(tmp_path, tiny_model, objective=objective)
+def test_every_step_runs_on_a_tiny_model_and_a_second_run_runs_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    write_tiny_recipe(tmp_path, tiny_model)
     found = ran("run", "tiny.yaml", cwd=tmp_path)
-    pairs = ["pairs"] if objective == "orpo" else []
-    assert names_run(found) == ["clean", *pairs, "finetune", "merge", "quantize-int8", "quantize-nf4", "export", "eval"]
+    assert names_run(found) == ["clean", "finetune", "merge", "quantize-int8", "quantize-nf4", "export", "eval"]
     report = found["report"]
     assert list(report["models"]) == ["base", "merged", "int8", "nf4", "f16", "q8_0", "q5_k_m", "q4_k_m", "q4_0"]
     for name, model in report["models"].items():
@@ -86,6 +82,13 @@ def test_every_step_runs_on_a_tiny_model_and_a_second_run_runs_nothing(
     assert report["models"]["f16"]["retention"] == pytest.approx(1, abs=0.01)
     assert names_run(ran("run", "tiny.yaml", cwd=tmp_path)) == []
     assert llmkit("verify", "runs/tiny", cwd=tmp_path).returncode == 0
+
+
+def test_a_preference_run_makes_its_pairs_first(tiny_model: Path, tmp_path: Path) -> None:
+    write_tiny_recipe(tmp_path, tiny_model, objective="orpo")
+    found = ran("run", "tiny.yaml", "--set", "quantize=[]", "--set", "export.types=[q8_0]", cwd=tmp_path)
+    assert names_run(found) == ["clean", "pairs", "finetune", "merge", "export", "eval"]
+    assert list(found["report"]["models"]) == ["base", "merged", "q8_0"]
 
 
 def test_the_report_s_scores_are_those_of_its_samples(tiny_model: Path, tmp_path: Path) -> None:
