@@ -389,7 +389,8 @@ def _export_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifac
     if isinstance(config.imatrix, str):
         inputs["imatrix"] = _here(origin.file(config.imatrix))
     folder = inputs["model"].path
-    node = Node("export", export, config, {}, lambda: export.check(config, folder, template="model", tuned="base" in inputs))
+    tuned, data = "base" in inputs, "dataset" in inputs
+    node = Node("export", export, config, {}, lambda: export.check(config, folder, template="model", tuned=tuned, data=data))
     return node, inputs
 
 

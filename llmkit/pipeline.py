@@ -179,6 +179,8 @@ def _exporting(recipe: Recipe, config: export.Config, origins: dict[str, Origin]
         base.path if base else None,
         template=None if recipe.finetune else "model",
         tuned=recipe.finetune is not None,
+        lora=recipe.finetune is not None and recipe.finetune.method != "full" and not recipe.finetune.lora.dora,
+        data=recipe.data is not None,
         grid=base.facts.get("gguf_types") if base else None,
     )
     return Node("export", export, config, inputs, check)

@@ -37,7 +37,9 @@ def _licence(base: Artifact) -> str | None:
     known, card = base.facts.get("licence"), base.path / "README.md"
     if known or not card.is_file():
         return known
-    found = re.match(r"---\n(?:.*\n)*?license:[ \t]*([\w.-]{1,60})[ \t]*\n", card.read_text("utf-8", "replace")[:_FRONT_MATTER])
+    found = re.match(
+        r"---\n(?:(?!---).*\n)*?license:[ \t]*([\w.-]{1,60})[ \t]*\n", card.read_text("utf-8", "replace")[:_FRONT_MATTER]
+    )
     return found[1] if found else None
 
 
@@ -77,7 +79,6 @@ def describe(
             template=template.text,
             stops=[template.eos],
             context=min(context, _WINDOW),
-            adapter=None,
             licence=licence,
             bos=tokenizer.bos_token or "",
             adds_bos=bool(keys.get("tokenizer.ggml.add_bos_token", False)),
@@ -92,8 +93,9 @@ def describe(
         files=_card_files(types, adapter),
         lineage={role: found.fingerprint for role, found in inputs.items()},
         stops=[template.eos],
-        context=context,
+        context=min(context, _WINDOW),
         adapter=adapter["file"] if adapter else None,
+        adapter_base=adapter["base"]["files"][0] if adapter else None,
         modelfile=whole,
     )
     (out / "README.md").write_text(card.card(info), "utf-8")

@@ -29,6 +29,7 @@ _MAX_DEPTH = 4  # of arrays in arrays; llama.cpp has none
 # Far above any real file (262,144 tokens with scores and types: 16 MB, 800,000 elements), and still little memory.
 _MAX_HEADER = 1 << 28
 _MAX_ELEMENTS = 1 << 22
+_MOST_ENTRIES = 1 << 16  # keys, or tensors: the largest models have some thousands
 _LARGEST = (1 << 63) - 1
 _STRING, _ARRAY = 8, 9
 # GGUF's numbers for the plain value types → struct's.
@@ -92,7 +93,7 @@ def open_split(path: Path) -> tuple[GgufFile, ...]:
     if count in (0, 1):
         return (given,)
     named = _PART.fullmatch(path.name)
-    if named is None or count != int(named[3]):
+    if named is None or type(count) is not int or count != int(named[3]):
         raise DataError(
             f"this file says that it is one of {reprlib.repr(count)} parts, and its name does not",
             where=str(path),
@@ -244,7 +245,7 @@ class _Reader:
 
     def _count(self, what: str, shortest: int) -> int:
         count = self._number("Q", f"the number of {what}")
-        if count > self._size // shortest:
+        if count > min(_MOST_ENTRIES, self._size // shortest):
             raise self._damage(f"the file cannot hold {count} {what}")
         return count
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,8 +77,8 @@ class Model:
     def parameters(self) -> int:
         return sum(_count(tensor.shape) for tensor in self.tensors if tensor.hf)
 
-    def choices(self, chosen: FileType, imatrix: Imatrix | None = None) -> list[Choice]:
-        """The GGML type of each tensor. Raises UsageError where one needs an importance matrix that is not there."""
+    def choices(self, chosen: FileType, known: Container[str] = ()) -> list[Choice]:
+        """The GGML type of each tensor. Raises UsageError where one needs an importance that is not among the `known`."""
         shape = ModelShape(
             self.architecture.name,
             self.config.num_hidden_layers,
@@ -86,8 +86,7 @@ class Model:
             self.config.num_key_value_heads,
             self.architecture.tied(self.config),
         )
-        names = imatrix.names if imatrix else ()
-        return assign(chosen, [(tensor.gguf, tensor.shape) for tensor in self.tensors], shape, imatrix=names)
+        return assign(chosen, [(tensor.gguf, tensor.shape) for tensor in self.tensors], shape, imatrix=known)
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,8 @@ def export_types(
     warnings = [*model.architecture.warnings(model.config), *tokenizer.warnings(parsed, pre=pre)]
     for warning in warnings:
         note(warning)
-    choices = {kind: model.choices(file_type(kind), imatrix) for kind in outs}
+    known = imatrix.names if imatrix else ()
+    choices = {kind: model.choices(file_type(kind), known) for kind in outs}
     name = tokenizer.general_name(parsed, name)
     files: dict[str, list[_File]] = {}
     for kind, out in outs.items():
@@ -169,24 +169,27 @@ def size_of(model: Model, kind: str, imatrix: Imatrix | None = None) -> int:
     Raises:
         UsageError: no such type, or an importance matrix is needed.
     """
-    chosen = model.choices(file_type(kind), imatrix)
+    chosen = model.choices(file_type(kind), imatrix.names if imatrix else ())
     return sum(_bytes(tensor.shape, choice.type) for tensor, choice in zip(model.tensors, chosen, strict=True))
 
 
 def by_size(model: Model, kinds: Sequence[str], imatrix: Imatrix | None = None) -> list[str]:
     """`kinds`, the one that makes the smallest file first; of those that come to the same types for this model, the first."""
-    distinct = {tuple(choice.type for choice in model.choices(file_type(kind), imatrix)): kind for kind in reversed(kinds)}
+    known = imatrix.names if imatrix else ()
+    distinct = {tuple(choice.type for choice in model.choices(file_type(kind), known)): kind for kind in reversed(kinds)}
     return sorted(distinct.values(), key=lambda kind: (size_of(model, kind, imatrix), kinds.index(kind)))
 
 
-def share_on_grid(model: Model, kind: str, grid: Mapping[str, str]) -> float:
+def share_on_grid(model: Model, kind: str, grid: Mapping[str, str], *, guided: bool = False) -> float:
     """The share of the layers' weights that `kind` would round to the type they were unpacked from.
 
-    `grid`: GGML type by HF name. Rounding to the same blocks gives the same values back, and takes a small change away.
+    `grid`: GGML type by HF name; `guided`: there will be an importance matrix of all layers. Rounding to the
+    same blocks gives the same values back, and takes a small change away.
     """
+    known = {tensor.gguf for tensor in model.tensors} if guided else ()
     layers = [
         (_count(tensor.shape), choice.type.name == grid.get(tensor.hf))
-        for tensor, choice in zip(model.tensors, model.choices(file_type(kind), None), strict=True)
+        for tensor, choice in zip(model.tensors, model.choices(file_type(kind), known), strict=True)
         if tensor.gguf.startswith("blk.") and len(tensor.shape) > 1
     ]
     return sum(count for count, same in layers if same) / sum(count for count, _ in layers)

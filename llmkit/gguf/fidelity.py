@@ -18,7 +18,7 @@ from llmkit.gguf.tokenizer import read_json
 Message = Mapping[str, str]
 # Mean KL in nats: llama.cpp rounds activations to 8 bits, which costs a few thousandths.
 NEXT_TOKEN_KL = 0.05
-_CONTEXT = 2048
+CONTEXT = 2048  # tokens of the longest text that is compared
 _ANSWER_TOKENS = 64
 _ADDED_PER_TEXT = 64
 
@@ -102,7 +102,7 @@ def check_export(
     tokenizer = tokenizer or _tokenizer(model_dir)
     rows = int(read_json(model_dir / "config.json").get("vocab_size", len(tokenizer)))
     prompts = [prompt for messages in conversations if (prompt := _prompt(messages))]
-    with LlamaServer(gguf_path, threads=threads, context=_CONTEXT, adapter=adapter) as server:
+    with LlamaServer(gguf_path, threads=threads, context=CONTEXT, adapter=adapter) as server:
         tokens = _compare_ids(server, tokenizer, rows=rows, where=str(gguf_path))
         for messages in prompts:
             tokens += _compare_prompt(server, tokenizer, messages, template=template, where=str(gguf_path))

@@ -112,7 +112,7 @@ def export_adapter(
     out: Path,
     *,
     name: str,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str | int] | None = None,
     type: AdapterType = "f16",
 ) -> AdapterFacts:
     """Write the LoRA adapter in `adapter_dir` (adapter_config.json, adapter_model.safetensors) to the GGUF file `out`.

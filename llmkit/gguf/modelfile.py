@@ -28,7 +28,6 @@ def modelfile(
     template: str,
     stops: Sequence[str],
     context: int,
-    adapter: str | None,
     licence: str | None,
     bos: str = "",
     adds_bos: bool = True,
@@ -40,7 +39,6 @@ def modelfile(
         template: the Jinja chat template; "" for none.
         stops: the texts of the tokens that end an answer, the tokenizer's own EOS first.
         context: the window to run with, in tokens.
-        adapter: the name of a GGUF LoRA beside it; Ollama takes one up to version 0.34.0.
         licence: its name or whole text.
         bos: the text of the token that begins a prompt, where the template may write it.
         adds_bos: whether the runtime puts `bos` before a prompt by itself (tokenizer.ggml.add_bos_token).
@@ -50,11 +48,6 @@ def modelfile(
         MachineError: no process could be started to render the template in.
     """
     lines = [f"FROM {_beside(path_name)}"]
-    if adapter:
-        lines += [
-            "# Ollama takes adapters up to version 0.34.0; for later ones export the merged model.",
-            f"ADAPTER {_beside(adapter)}",
-        ]
     turns = _turns(template, bos=bos, eos=stops[0] if stops else "", adds_bos=adds_bos) if template else None
     written = _quoted(_go(turns)) if turns else None
     if written:

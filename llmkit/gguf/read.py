@@ -3,6 +3,7 @@
 import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 _MAX_NAME = 40  # characters; no architecture's is longer
+_MOST_FREQUENCIES = 1 << 16  # of a head: they are decoded before a shape is checked
 _CHUNK_ELEMENTS = 1 << 20  # fp32 working memory of 4 MiB, which stays in the cache
 
 
@@ -97,6 +99,8 @@ def open_model(path: Path) -> GgufModel:
     for part in parts:
         for info in part.tensors:
             if info.name in architectures.COMPUTED:
+                if prod(info.shape) > _MOST_FREQUENCIES:
+                    raise DataError(f"tensor {info.name} has the impossible shape {list(info.shape)}", where=where)
                 rotary[info.name] = np.concatenate(list(_decode(part.path, info)))
                 continue
             found = architecture.hf_name(info.name)

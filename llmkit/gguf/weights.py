@@ -80,6 +80,8 @@ def header(path: Path) -> dict[str, Stored]:
         DataError: the file is missing, cut short or not what the format says: tensors lie one behind the other and fill it.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would block
+            raise ValueError("it is no file")
         with path.open("rb") as stream:
             size = path.stat().st_size
             length = int.from_bytes(stream.read(8), "little")

@@ -30,6 +30,7 @@ Array = np.ndarray[Any, Any]
 PIECE_ELEMENTS = 1 << 21  # what a process is told at once
 _BLOCK_ELEMENTS = 1 << 17
 SMALL_ELEMENTS = 1 << 24  # fewer are written sooner than other processes start
+_MOST_OPEN = 64  # files of a process
 _WAITING = 4  # pieces for each process that are told ahead
 _LARGEST_F16 = 65504.0
 _AS_STORED = {"F32": GGMLQuantizationType.F32, "F16": GGMLQuantizationType.F16, "BF16": GGMLQuantizationType.BF16}
@@ -73,13 +74,15 @@ class Piece:
 
 
 class Files:
-    """File descriptors by path, opened once."""
+    """File descriptors by path, the last few that were asked for."""
 
     def __init__(self) -> None:
         self._open: dict[tuple[Path, int], int] = {}
 
     def __call__(self, path: Path, flags: int) -> int:
         if (path, flags) not in self._open:
+            if len(self._open) == _MOST_OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
             self._open[path, flags] = os.open(path, flags | os.O_CLOEXEC)
         return self._open[path, flags]
 

@@ -35,25 +35,23 @@ class CardFile:
 class CardInfo:
     """What a card may tell; whatever is absent is left out.
 
-    `base`: a hub id or a name; `licence`: a hub identifier such as apache-2.0; `languages`: ISO 639-1 codes.
+    `base`: a hub id or a name; `licence`: a hub identifier such as apache-2.0.
     `training`: what the manifests tell of it, a line for each (objective, method, records, steps, learning rate, loss …).
     `lineage`: step → fingerprint, first step first. `stops`: the texts at which an answer ends. `context` is in tokens.
-    `adapter`: the name of a GGUF LoRA among the files.
+    `adapter`: the name of a GGUF LoRA among the files, `adapter_base` that of the file it belongs over.
     """
 
     name: str = ""
     base: str | None = None
     licence: str | None = None
-    languages: Sequence[str] = ()
-    datasets: Sequence[str] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     files: Sequence[CardFile] = ()
     lineage: Mapping[str, str] = field(default_factory=dict)
     stops: Sequence[str] = ()
     context: int | None = None
     adapter: str | None = None
+    adapter_base: str | None = None
     modelfile: bool = False
-    warnings: Sequence[str] = ()
 
 
 def card(info: CardInfo) -> str:
@@ -67,10 +65,8 @@ def _front_matter(info: CardInfo) -> str:
     # JSON is YAML: a quoted scalar can hold anything and be nothing but text.
     pairs: list[tuple[str, Any]] = [
         ("base_model", info.base),
-        ("base_model_relation", "quantized" if info.base and info.files else None),
+        ("base_model_relation", ("finetune" if info.training else "quantized") if info.base and info.files else None),
         ("license", info.licence),
-        ("language", list(info.languages)),
-        ("datasets", list(info.datasets)),
         ("pipeline_tag", "text-generation"),
         ("library_name", "gguf" if info.files else None),
         ("tags", [*(["gguf"] if info.files else []), *(["lora"] if info.adapter else []), "llmkit"]),
@@ -110,25 +106,22 @@ def _files(info: CardInfo) -> str:
 
 
 def _warnings(info: CardInfo) -> str:
-    lines = [f"- {_escaped(warning)}" for warning in info.warnings]
-    lines += [f"- {_escaped(one.name)}: {_escaped(warning)}" for one in info.files for warning in one.warnings]
+    lines = [f"- {_escaped(one.name)}: {_escaped(warning)}" for one in info.files for warning in one.warnings]
     return "\n".join(["## Warnings", "", *lines]) if lines else ""
 
 
 def _running(info: CardInfo) -> str:
-    models = [one for one in info.files if one.name != info.adapter]
-    if not models:
-        return ""
-    # The one that keeps most, and of those the smallest.
-    best = min(models, key=lambda one: (-(one.retention or 0.0), one.size or 0))
+    beside = {info.adapter, info.adapter_base}
+    models = [one for one in info.files if one.name not in beside]
     window = f" -c {int(info.context)}" if info.context else ""
-    lora = f" --lora {_argument(info.adapter)}" if info.adapter else ""
-    lines = [
-        "## Use",
-        "",
-        f"    llama-cli -m {_argument(best.name)}{lora}{window}",
-        f"    llama-server -m {_argument(best.name)}{lora}{window}",
-    ]
+    files = []
+    if models:  # the one that keeps most, and of those the smallest
+        files.append(_argument(min(models, key=lambda one: (-(one.retention or 0.0), one.size or 0)).name))
+    if info.adapter and info.adapter_base:  # over any other file the fine-tune would count twice
+        files.append(f"{_argument(info.adapter_base)} --lora {_argument(info.adapter)}")
+    if not files:
+        return ""
+    lines = ["## Use", "", *(f"    {tool} -m {file}{window}" for file in files for tool in ("llama-cli", "llama-server"))]
     if info.modelfile:
         lines += [
             "",
@@ -144,7 +137,7 @@ def _running(info: CardInfo) -> str:
 
 
 def _training(info: CardInfo) -> str:
-    facts = {**info.training, **({"data": ", ".join(info.datasets)} if info.datasets else {})}
+    facts = info.training
     lines = [
         f"- {_escaped(key.replace('_', ' '))}: {_escaped(_told(value))}" for key, value in facts.items() if value is not None
     ]

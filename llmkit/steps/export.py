@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from llmkit import progress, release
-from llmkit.artifact import Artifact, Facts, Kind
+from llmkit.artifact import Artifact, Facts, Kind, digest
 from llmkit.errors import DataError, GateError, UsageError
 from llmkit.report.table import RETENTION_FLOOR
 
@@ -65,7 +65,7 @@ DIALOGUES = 40  # whose answers' tokens give retention
 QUESTIONS = 50  # whose answers give ROUGE-L
 ANSWER_TOKENS = 64
 CALIBRATION_TOKENS = 16_384  # of the training data, for the importance matrix; six thousand did as well
-CALIBRATION_RECORDS = 2_048  # to take them from; an id is a hash, so the smallest ids come from all over the data
+CALIBRATION_RECORDS = 2_048  # to take them from: those of the least digests, which come from all over the data
 _IMATRIX_SUFFIXES = (".gguf", ".dat", ".imatrix")  # any other file is text to measure one on
 _BYTES_PER_WEIGHT = 5  # of a model that is compared: fp32, and what working with it takes
 _SPOKEN = 8  # held-out dialogues in whose answers the next token is compared
@@ -110,6 +110,12 @@ class Config(BaseModel):
             raise ValueError("give a size such as 500MB or 4GB")
         return size
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.min_rouge_l is not None and self.types != "auto":
+            raise ValueError("min_rouge_l goes with types: auto")
+        return self
+
     @property
     def max_shard_bytes(self) -> int | None:
         found = _SIZE.fullmatch(self.max_shard_size) if self.max_shard_size else None
@@ -117,7 +123,14 @@ class Config(BaseModel):
 
 
 def check(
-    config: Config, base: Path | None, *, template: str | None, tuned: bool, grid: Mapping[str, str] | None = None
+    config: Config,
+    base: Path | None,
+    *,
+    template: str | None,
+    tuned: bool,
+    data: bool = False,
+    lora: bool = False,
+    grid: Mapping[str, str] | None = None,
 ) -> None:
     """Refuse before any work what export would refuse after it, and warn of what it would lose.
 
@@ -125,14 +138,25 @@ def check(
         base: the model's folder, if it is here.
         template: what it is exported with, where that is to be looked for in the base.
         tuned: a fine-tune comes between base and export.
+        data: there is training data.
+        lora: the fine-tune is one that a GGUF adapter can hold.
         grid: GGML type of each of the base's weights, by HF name, where it was unpacked from a GGUF file.
 
     Raises:
         UsageError: the architecture is not supported (names what is), the base lacks the `template` it is exported with, a type
-            needs an importance matrix, or `adapter` without a fine-tune.
+            needs an importance matrix, or what `adapter`, `auto` or `imatrix` builds on is not there.
     """
-    if config.adapter and not tuned:
-        raise UsageError("export.adapter writes a fine-tune's LoRA", next="add finetune to the recipe, or leave adapter out")
+    if config.adapter and not lora:
+        raise UsageError(
+            "export.adapter writes a fine-tune's LoRA, and there is none that a GGUF adapter can hold",
+            next="add finetune with method lora or qlora and without dora, or leave adapter out",
+        )
+    if config.types == "auto" and not tuned:
+        raise UsageError("`types: auto` chooses by what a file keeps of a fine-tune", next="add finetune, or name the types")
+    if config.imatrix is True and not data:
+        raise UsageError(
+            "`imatrix: true` measures on the training data, and there is none", next="name a text file, or give data"
+        )
     if not config.imatrix:
         _demand_no_imatrix(config)
     if base is None:
@@ -144,7 +168,7 @@ def check(
     if template:
         templates.check(template, base)
     if tuned and grid and config.types != "auto":
-        _warn_of_grid(config.types, base, grid)
+        _warn_of_grid(config, base, grid)
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
@@ -167,7 +191,7 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
             types = export.write(config.types)
             types = {kind: facts | export.prove(out / facts["files"][0]) for kind, facts in types.items()}
         adapter = export.adapter(config.adapter) if config.adapter else None
-    _judge(config, types)
+    _judge(config, types | ({f"{adapter['base']['type']}+lora": adapter} if adapter else {}))
     release.describe(out, inputs, types, adapter, template=export.template, tokenizer=export.tokenizer)
     facts: Facts = {"types": types, "tried": tried, "yardstick": export.yardstick.facts}
     if adapter:
@@ -267,12 +291,12 @@ class _Export:
         """
         from llmkit.gguf import convert
 
-        if self.yardstick.base_kl is None:
+        if not self.yardstick.base_kl:  # 0: the fine-tune changed nothing
             raise UsageError(
                 "`types: auto` chooses by what a file keeps of a fine-tune, and there is none to measure",
                 next="name the types, or run it in a recipe with data and finetune",
             )
-        floor, tried = self.config.min_retention or RETENTION_FLOOR, {}
+        floor, tried = _floor(self.config), {}
         for kind in convert.by_size(convert.Model.read(self.model), CANDIDATES, self.imatrix):
             found = self.write([kind])[kind]
             path = self.out / found["files"][0]
@@ -327,16 +351,25 @@ class _Export:
 
     def _rouge_l(self, path: Path) -> float:
         """ROUGE-L of llama.cpp's answers to held-out prompts, in points."""
-        from llmkit.gguf import runtime
+        from llmkit.gguf import convert, runtime
         from llmkit.metrics import text
 
+        longest = convert.Model.read(self.model).config.max_position_embeddings
         dialogues = _held_out(self.inputs["dataset"].path)[1][:QUESTIONS]
-        prompts = [messages[:-1] for messages in dialogues]
-        context = ANSWER_TOKENS + max(sum(len(part["content"].encode()) + 32 for part in prompt) for prompt in prompts) + 64
+        sizes = [_most_tokens(messages[:-1]) for messages in dialogues]
+        asked = [messages for messages, size in zip(dialogues, sizes, strict=True) if size <= longest]
+        if not asked:
+            raise DataError(f"no held-out prompt is sure to fit {longest} tokens", where=str(self.inputs["dataset"].path))
+        context = max(size for size in sizes if size <= longest)
         with runtime.LlamaServer(path, threads=os.cpu_count() or 1, context=context) as server:
-            answers = [one.text for one in server.chat_many(prompts, max_tokens=ANSWER_TOKENS)]
-        scores = text.score([text.clean_output(one) for one in answers], [messages[-1]["content"] for messages in dialogues])
+            answers = [one.text for one in server.chat_many([one[:-1] for one in asked], max_tokens=ANSWER_TOKENS)]
+        scores = text.score([text.clean_output(one) for one in answers], [messages[-1]["content"] for messages in asked])
         return scores.metrics["rougeL"]
+
+
+def _most_tokens(prompt: Sequence[Mapping[str, str]]) -> int:
+    """What a prompt and its answer can come to: no token is shorter than a byte, and a template adds a few a message."""
+    return ANSWER_TOKENS + 64 + sum(len(message["content"].encode()) + 32 for message in prompt)
 
 
 def _as_loaded(tokenizer: Any, folder: Path, scratch: Path) -> Path:
@@ -351,9 +384,10 @@ def _as_loaded(tokenizer: Any, folder: Path, scratch: Path) -> Path:
 
 def _yardstick(inputs: Mapping[str, Artifact], scratch: Path, tokenizer: Any, template: Any) -> _Yardstick:
     from llmkit.engine import child, loading, mask, probe, retention
-    from llmkit.gguf import convert
+    from llmkit.gguf import convert, fidelity
 
-    needed, free = _BYTES_PER_WEIGHT * convert.Model.read(inputs["model"].path).parameters, loading.free_memory()
+    shape = convert.Model.read(inputs["model"].path)
+    needed, free = _BYTES_PER_WEIGHT * shape.parameters, loading.free_memory()
     if needed > free:
         progress.note(
             f"warning: comparing the files' weights with the model's takes {needed / 1e9:.0f} GB of memory, and "
@@ -364,7 +398,13 @@ def _yardstick(inputs: Mapping[str, Artifact], scratch: Path, tokenizer: Any, te
     if "dataset" not in inputs:
         return _Yardstick(fixed)
     split, dialogues = _held_out(inputs["dataset"].path)
-    samples = [mask.encode(messages, tokenizer, template, last_only=True) for messages in dialogues[:DIALOGUES]]
+    records = [{"id": str(number), "messages": messages} for number, messages in enumerate(dialogues[:DIALOGUES])]
+    longest = min(shape.config.max_position_embeddings, fidelity.CONTEXT) - 1  # one more is asked for
+    samples = mask.encode_all(
+        records, tokenizer, template, max_length=longest, on_overlong="truncate_left", loss_on="last"
+    ).items
+    if not samples:
+        raise DataError(f"no held-out dialogue's answer fits {longest} tokens", where=str(inputs["dataset"].path))
     # Half-way through an answer, where what was learnt is being said.
     spoken = [one.input_ids[: len(one.input_ids) - sum(one.labels_mask) // 2] for one in samples[:_SPOKEN]]
     base = inputs["base"].path if "base" in inputs else None
@@ -404,7 +444,7 @@ def _imatrix(config: Config, inputs: Mapping[str, Artifact], out: Path, tokenize
         found = None
     elif "dataset" in inputs:
         train = record.read_records(inputs["dataset"].path / "train.jsonl")
-        chosen = heapq.nsmallest(CALIBRATION_RECORDS, train, key=lambda one: one.id)
+        chosen = heapq.nsmallest(CALIBRATION_RECORDS, train, key=lambda one: digest(one.id))
         records = [{"id": one.id, "messages": one.messages} for one in chosen]
         samples = measuring.calibration(records, tokenizer, template, max_tokens=CALIBRATION_TOKENS)
         found = None
@@ -432,25 +472,28 @@ def _demand_no_imatrix(config: Config) -> None:
             )
 
 
-def _warn_of_grid(kinds: Sequence[Type], base: Path, grid: Mapping[str, str]) -> None:
+def _warn_of_grid(config: Config, base: Path, grid: Mapping[str, str]) -> None:
     from llmkit.gguf import convert
 
-    model = convert.Model.read(base)
-    shares = {kind: convert.share_on_grid(model, kind, grid) for kind in CANDIDATES}
-    safe = [kind for kind in ("q5_k_m", "q6_k", "q8_0", "q4_1") if shares[kind] < 0.1]
-    for kind in kinds:
-        share = shares[kind] if kind in shares else convert.share_on_grid(model, kind, grid)
+    share_of = partial(convert.share_on_grid, convert.Model.read(base), grid=grid, guided=bool(config.imatrix))
+    safe = [kind for kind in ("q5_k_m", "q6_k", "q8_0", "q4_1") if share_of(kind) < 0.1]
+    for kind in config.types:
+        share = share_of(kind)
         if share >= 0.5:
+            remedies = [*safe, f"`export.adapter: {kind}`, which leaves the base as it is"]
             progress.note(
                 f"warning: {share:.0%} of the base's weights lie on {kind}'s own grid, since it was unpacked from such a file: "
-                f"rounding back to it takes away most of a fine-tune. Keep it with {' or '.join(safe)}, or with "
-                f"`export.adapter: {kind}`, which leaves the base as it is"
+                f"rounding back to it takes away most of a fine-tune. Keep it with {', or with '.join(remedies)}"
             )
+
+
+def _floor(config: Config) -> float:
+    return RETENTION_FLOOR if config.min_retention is None else config.min_retention
 
 
 def _judge(config: Config, types: Mapping[str, Facts]) -> None:
     """Warn of files that lost the fine-tune; raise GateError where the recipe demands that they keep it."""
-    floor = RETENTION_FLOOR if config.min_retention is None else config.min_retention
+    floor = _floor(config)
     lost = {kind: facts["retention"] for kind, facts in types.items() if facts["retention"] is not None}
     lost = {kind: kept for kind, kept in lost.items() if not kept >= floor}
     if lost and config.min_retention is not None:
@@ -459,7 +502,8 @@ def _judge(config: Config, types: Mapping[str, Facts]) -> None:
             f"{told} of the fine-tune; the recipe demands {floor}", where="export.min_retention", next="try `types: auto`"
         )
     for kind, kept in lost.items():
+        remedy = f", or `export.adapter: {kind}`" if kind in get_args(Type) else ""
         progress.note(
             f"warning: {kind} lost the fine-tune: it kept {kept:.0%} of it (retention {kept:.3f}). Take another type "
-            f"(`types: auto` finds one), or `export.adapter: {kind}`"
+            f"(`types: auto` finds one){remedy}"
         )

@@ -35,9 +35,7 @@ Messages = Sequence[tuple[str, str]]
 def test_a_shipped_template_prompts_alike_in_go_and_in_jinja(family: str) -> None:
     bos, eos, adds = TOKENS[family]
     jinja = (SHIPPED / f"{family}.jinja").read_text("utf-8")
-    text = modelfile(
-        "model-q8_0.gguf", template=jinja, stops=[eos], context=512, adapter=None, licence=None, bos=bos, adds_bos=adds
-    )
+    text = modelfile("model-q8_0.gguf", template=jinja, stops=[eos], context=512, licence=None, bos=bos, adds_bos=adds)
     asked = [Conversation(one, generation_prompt=True) for one in CONVERSATIONS]
     expected = [
         one.text.removeprefix(bos if adds else "") for one in render(jinja, asked, {"bos_token": bos, "eos_token": eos})
@@ -59,20 +57,18 @@ REFUSING = (
 
 
 def test_a_default_system_prompt_goes_along() -> None:
-    go = dict(parse(modelfile("m.gguf", template=DEFAULTED, stops=[], context=1, adapter=None, licence=None)))["template"]
+    go = dict(parse(modelfile("m.gguf", template=DEFAULTED, stops=[], context=1, licence=None)))["template"]
     assert execute(go, [USER]) == f"<|system|>Be kind.<|end|><|user|>{USER[1]}<|end|><|assistant|>"
     assert execute(go, [SYSTEM, USER]) == f"<|system|>Be brief.<|end|><|user|>{USER[1]}<|end|><|assistant|>"
 
 
 def test_where_a_system_prompt_is_refused_it_opens_the_first_turn() -> None:
-    go = dict(parse(modelfile("m.gguf", template=REFUSING, stops=[], context=1, adapter=None, licence=None)))["template"]
+    go = dict(parse(modelfile("m.gguf", template=REFUSING, stops=[], context=1, licence=None)))["template"]
     assert execute(go, [SYSTEM, USER]) == f"<|user|>Be brief.\n\n{USER[1]}<|end|><|assistant|>"
 
 
 def test_it_names_the_file_its_stops_its_window_and_its_licence() -> None:
-    text = modelfile(
-        "model-q4_k_m.gguf", template="", stops=["</s>", "<|end|>", "</s>"], context=2048, adapter=None, licence="apache-2.0"
-    )
+    text = modelfile("model-q4_k_m.gguf", template="", stops=["</s>", "<|end|>", "</s>"], context=2048, licence="apache-2.0")
     assert parse(text) == [
         ("from", "./model-q4_k_m.gguf"),
         ("parameter stop", "</s>"),
@@ -80,12 +76,6 @@ def test_it_names_the_file_its_stops_its_window_and_its_licence() -> None:
         ("parameter num_ctx", "2048"),
         ("license", "apache-2.0"),
     ]
-
-
-def test_an_adapter_stands_over_its_base() -> None:
-    text = modelfile("base.gguf", template="", stops=[], context=128, adapter="my adapter.gguf", licence=None)
-    assert parse(text)[:2] == [("from", "./base.gguf"), ("adapter", "./my adapter.gguf")]
-    assert "0.34.0" in text
 
 
 @pytest.mark.parametrize(
@@ -100,7 +90,7 @@ def test_an_adapter_stands_over_its_base() -> None:
     ],
 )
 def test_a_template_without_a_counterpart_is_left_out_and_told_of(template: str) -> None:
-    text = modelfile("m.gguf", template=template, stops=[], context=1, adapter=None, licence=None)
+    text = modelfile("m.gguf", template=template, stops=[], context=1, licence=None)
     assert [name for name, _ in parse(text)] == ["from", "parameter num_ctx"]
     assert "no counterpart" in text
 
@@ -108,14 +98,14 @@ def test_a_template_without_a_counterpart_is_left_out_and_told_of(template: str)
 @pytest.mark.parametrize("name", ["../m.gguf", "/etc/passwd", 'm".gguf', "m\nFROM x.gguf", ""])
 def test_a_name_that_would_say_more_than_a_name_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="cannot name"):
-        modelfile(name, template="", stops=[], context=1, adapter=None, licence=None)
+        modelfile(name, template="", stops=[], context=1, licence=None)
 
 
 @given(stops=st.lists(st.text(min_size=1, max_size=12), max_size=3), licence=st.text(max_size=40))
 @settings(max_examples=300)
 def test_no_stop_and_no_licence_adds_an_instruction(stops: list[str], licence: str) -> None:
     """Whatever they hold; what the syntax cannot hold is left out, the rest comes back as it was."""
-    text = modelfile("m.gguf", template="", stops=stops, context=7, adapter=None, licence=licence)
+    text = modelfile("m.gguf", template="", stops=stops, context=7, licence=licence)
     found = parse(text)
     assert {name for name, _ in found} <= {"from", "parameter stop", "parameter num_ctx", "license"}
     assert {value for name, value in found if name == "parameter stop"} <= set(stops)

@@ -17,15 +17,12 @@ WHOLE = CardInfo(
     name="house chat",
     base="google/gemma-3-270m",
     licence="gemma",
-    languages=["zh", "en"],
-    datasets=["chatterbot"],
     training={"objective": "sft", "learning_rate": 2e-4, "records": 12345, "template": None, "rank": 16},
     files=FILES,
     lineage={"clean": "a" * 16, "merge": "b" * 16},
     stops=["<eos>", "<end_of_turn>"],
     context=32768,
     modelfile=True,
-    warnings=["llama.cpp ignores this model's sliding window"],
 )
 HOSTILE = '"]\nlicense: mit\n---\n# Free | <script>alert(1)</script> [x](javascript:1) ![](http://x) `\x1b[2J\u202e\u2028'
 
@@ -41,10 +38,8 @@ def test_it_tells_base_licence_files_use_training_and_lineage() -> None:
     text = card(WHOLE)
     assert front(text) == {
         "base_model": "google/gemma-3-270m",
-        "base_model_relation": "quantized",
+        "base_model_relation": "finetune",
         "license": "gemma",
-        "language": ["zh", "en"],
-        "datasets": ["chatterbot"],
         "pipeline_tag": "text-generation",
         "library_name": "gguf",
         "tags": ["gguf", "llmkit"],
@@ -66,7 +61,7 @@ def test_it_tells_base_licence_files_use_training_and_lineage() -> None:
 
 def test_the_file_that_keeps_most_is_the_one_to_run() -> None:
     assert "-m model-q8_0.gguf" in card(CardInfo(files=FILES[::-1]))
-    adapter = CardInfo(files=(CardFile("lora.gguf"), CardFile("base.gguf")), adapter="lora.gguf")
+    adapter = CardInfo(files=(CardFile("lora.gguf"), CardFile("base.gguf")), adapter="lora.gguf", adapter_base="base.gguf")
     assert "llama-cli -m base.gguf --lora lora.gguf" in card(adapter)
 
 
@@ -81,8 +76,8 @@ def test_nothing_known_is_still_a_card() -> None:
     "info",
     [
         CardInfo(name=HOSTILE),
-        CardInfo(base=HOSTILE, licence=HOSTILE, languages=[HOSTILE], datasets=[HOSTILE]),
-        CardInfo(files=[CardFile(HOSTILE, HOSTILE, warnings=[HOSTILE])], adapter=HOSTILE, warnings=[HOSTILE]),
+        CardInfo(base=HOSTILE, licence=HOSTILE),
+        CardInfo(files=[CardFile(HOSTILE, HOSTILE, warnings=[HOSTILE])], adapter=HOSTILE),
         CardInfo(training={HOSTILE: HOSTILE}, lineage={HOSTILE: HOSTILE}, files=FILES, stops=[HOSTILE]),
     ],
 )
@@ -99,23 +94,20 @@ def test_a_name_is_a_name_and_no_markup(info: CardInfo) -> None:
 
 @pytest.mark.parametrize("text", ["1. one", "12.", "- one", "---", "+ one", "# one", "> one", "* one"])
 def test_a_text_begins_no_list_and_no_heading(text: str) -> None:
-    assert f"- {text}" not in card(CardInfo(warnings=[text]))
+    assert f"- {text}" not in card(CardInfo(files=[CardFile("x", warnings=[text])]))
 
 
 TEXT = st.text(max_size=20)
 
 
-@given(name=TEXT, base=TEXT, licence=TEXT, language=TEXT, file=TEXT, warning=TEXT, fact=TEXT)
+@given(name=TEXT, base=TEXT, licence=TEXT, file=TEXT, warning=TEXT, fact=TEXT)
 @settings(max_examples=200)
-def test_no_text_adds_a_key_a_heading_or_a_row(
-    name: str, base: str, licence: str, language: str, file: str, warning: str, fact: str
-) -> None:
+def test_no_text_adds_a_key_a_heading_or_a_row(name: str, base: str, licence: str, file: str, warning: str, fact: str) -> None:
     text = card(
         CardInfo(
             name=name,
             base=base,
             licence=licence,
-            languages=[language],
             files=[CardFile(file, warnings=[warning])],
             training={"fact": fact},
         )
@@ -124,7 +116,6 @@ def test_no_text_adds_a_key_a_heading_or_a_row(
         "base_model",
         "base_model_relation",
         "license",
-        "language",
         "pipeline_tag",
         "library_name",
         "tags",

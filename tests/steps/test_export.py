@@ -117,6 +117,30 @@ def test_auto_fails_where_no_type_keeps_enough(inputs: Mapping[str, Artifact], t
         _run(inputs, tmp_path, types="auto", min_rouge_l=100.0)
 
 
+def test_auto_over_a_fine_tune_that_changed_nothing_is_refused(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="what a file keeps"):
+        _run({**inputs, "model": inputs["base"]}, tmp_path, types="auto")
+
+
+def test_held_out_dialogues_of_any_length_are_measured(
+    inputs: Mapping[str, Artifact], tmp_path: Path, artifact_of: Wrap
+) -> None:
+    dataset = Path(shutil.copytree(inputs["dataset"].path, tmp_path / "data"))
+    lines = (dataset / "valid.jsonl").read_text("utf-8").splitlines()
+    endless = json.loads(lines[0])
+    endless["messages"][0]["content"] = "How are you? 你好！" * 400
+    (dataset / "valid.jsonl").write_text("\n".join([json.dumps(endless), *lines]) + "\n", "utf-8")
+    facts = _run({**inputs, "dataset": artifact_of(dataset, Kind.DATASET)}, tmp_path / "out", types="auto", min_rouge_l=0.0)
+    assert facts["yardstick"]["dialogues"] == len(lines) + 1
+
+
+def test_an_adapter_that_keeps_too_little_fails_the_gate(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
+    # As where several adapters were merged: the one in the file is not all that was learnt.
+    halved = {**inputs, "model": inputs["base"], "base": inputs["model"]}
+    with pytest.raises(GateError, match=r"q8_0\+lora keeps"):
+        _run(halved, tmp_path, types=["q8_0"], adapter="q8_0", min_retention=0.5)
+
+
 def test_a_floor_that_a_named_type_misses_is_a_failed_gate(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
     with pytest.raises(GateError, match="q4_0 keeps"):
         _run(inputs, tmp_path, types=["q8_0", "q4_0"], min_retention=0.5)
@@ -200,7 +224,14 @@ def test_what_needs_more_than_is_there_is_refused_before_any_work(inputs: Mappin
     with pytest.raises(UsageError, match="iq2_xxs needs an importance matrix"):
         export.check(export.Config(types=("iq2_xxs",)), base, template=None, tuned=True)
     with pytest.raises(UsageError, match="LoRA"):
-        export.check(export.Config(adapter="q4_0"), base, template=None, tuned=False)
+        export.check(export.Config(adapter="q4_0"), base, template=None, tuned=True)
+    with pytest.raises(UsageError, match="auto"):
+        export.check(export.Config(types="auto"), base, template=None, tuned=False)
+    with pytest.raises(UsageError, match="training data"):
+        export.check(export.Config(imatrix=True), base, template=None, tuned=False)
+    grid = inputs["base"].facts["gguf_types"]
+    guided = export.Config(types=("iq2_xxs",), imatrix=True)
+    export.check(guided, base, template=None, tuned=True, data=True, grid=grid)
     with pytest.raises(UsageError, match="there is none"):
         _run({"model": inputs["model"]}, tmp_path, types=["q4_0"], imatrix=True)
 
