@@ -176,6 +176,8 @@ def quantize(
     quiet: Quiet = False,
 ) -> None:
     """Write bitsandbytes INT8 and 4-bit checkpoints."""
+    if bits is not None and any(one.startswith("quantize=") for one in set_ or ()):
+        _usage("--bits and --set quantize=… both say what to make: give one of them")
     flags = [] if bits is None else [f"quantize=[{{bits: {bits}}}]"]
     alone = {"given": input_, "output": output}
     _step("quantize", recipe, set_, flags, workspace, alone=alone, force=force, allow_code=allow_code, json_=json_, quiet=quiet)
@@ -195,6 +197,7 @@ def export(
     imatrix: Annotated[
         str | None, typer.Option("--imatrix", help="A text, or an importance matrix of llama.cpp; true: the training data.")
     ] = None,
+    template: Annotated[str | None, typer.Option("--template", help="Of a model without one: chatml, gemma, …")] = None,
     pre: Annotated[str | None, typer.Option("--pre", help="llama.cpp's name of a pre-tokenizer llmkit does not know.")] = None,
     max_shard_size: Annotated[str | None, typer.Option("--max-shard-size", help="Split longer files, such as 4GB.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="With --input: the model before its fine-tune.")] = None,
@@ -207,7 +210,7 @@ def export(
     """Write GGUF files that llama.cpp reads as the model speaks."""
     types: object = "auto" if type_ == ["auto"] else type_
     weigh: object = imatrix == "true" or imatrix
-    chosen = {"types": types, "imatrix": weigh, "pre": pre, "max_shard_size": max_shard_size}
+    chosen = {"types": types, "imatrix": weigh, "template": template, "pre": pre, "max_shard_size": max_shard_size}
     flags = [f"export.{key}={json.dumps(value)}" for key, value in chosen.items() if value]
     alone = {"given": input_, "output": output, "model": model, "data": data}
     _step("export", recipe, set_, flags, workspace, alone=alone, force=force, allow_code=allow_code, json_=json_, quiet=quiet)

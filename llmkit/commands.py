@@ -390,7 +390,9 @@ def _export_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifac
         inputs["imatrix"] = _here(origin.file(config.imatrix))
     folder = inputs["model"].path
     tuned, data = "base" in inputs, "dataset" in inputs
-    node = Node("export", export, config, {}, lambda: export.check(config, folder, template="model", tuned=tuned, data=data))
+    node = Node(
+        "export", export, config, {}, lambda: export.check(config, folder, template=config.template, tuned=tuned, data=data)
+    )
     return node, inputs
 
 

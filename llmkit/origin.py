@@ -414,7 +414,7 @@ class _DemoModel:
             file = self.file(Path(scratch))
             demo.require(file, sha256=self.sha256, install=self.install)
             # Half the disk, and the weights that published figures were measured with.
-            return {"source_gguf_sha256": self.sha256, "licence": self.spdx, **restore(file, out, dtype="bf16")}
+            return {"source_gguf_sha256": self.sha256, **restore(file, out, dtype="bf16"), "licence": self.spdx}
 
 
 _DEMO_MODELS = {

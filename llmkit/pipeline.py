@@ -177,7 +177,7 @@ def _exporting(recipe: Recipe, config: export.Config, origins: dict[str, Origin]
         export.check,
         config,
         base.path if base else None,
-        template=None if recipe.finetune else "model",
+        template=None if recipe.finetune else config.template,
         tuned=recipe.finetune is not None,
         lora=recipe.finetune is not None and recipe.finetune.method != "full" and not recipe.finetune.lora.dora,
         data=recipe.data is not None,

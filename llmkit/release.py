@@ -12,6 +12,11 @@ _FRONT_MATTER = 10_000  # characters of a model card that are looked at
 _WINDOW = 8192  # tokens that a Modelfile asks for at most: a long context takes memory whether it is used or not
 
 
+def title(inputs: Mapping[str, Artifact]) -> str:
+    """general.name: the base's, said to be fine-tuned where it is."""
+    return f"{_name(inputs['base'])}, fine-tuned" if "base" in inputs else _name(inputs["model"])
+
+
 def provenance(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
     """Where a file comes from, as GGUF keys: its own fingerprint, its base, the base's licence, the data."""
     base, keys = inputs.get("base"), {"llmkit.fingerprint": inputs["model"].fingerprint}
@@ -86,7 +91,7 @@ def describe(
         (out / "Modelfile").write_text(text, "utf-8")
     shown = ("objective", "method", "records", "steps", "train_loss", "valid_loss_before", "valid_loss_after")
     info = card.CardInfo(
-        name=f"{_name(base)}, fine-tuned" if base else _name(inputs["model"]),
+        name=title(inputs),
         base=_name(base) if base else None,
         licence=licence,
         training={key: trained.facts[key] for key in shown if key in trained.facts} if trained else {},
@@ -101,6 +106,17 @@ def describe(
     (out / "README.md").write_text(card.card(info), "utf-8")
 
 
+def _told(facts: Facts) -> list[str]:
+    told = [*facts["warnings"]]
+    if facts["retention"] is not None and facts["retention"] < RETENTION_FLOOR:
+        told.append(f"it lost the fine-tune: it kept {facts['retention']:.0%} of it")
+    if facts["fallback_tensors"]:
+        told.append(f"{facts['fallback_tensors']} tensors have rows that do not fit the type, and another type instead")
+    if len(facts["files"]) > 1:
+        told.append(f"it comes in {len(facts['files'])} parts")
+    return told
+
+
 def _card_files(types: Mapping[str, Facts], adapter: Facts | None) -> list[Any]:
     from llmkit.report.card import CardFile
 
@@ -112,7 +128,7 @@ def _card_files(types: Mapping[str, Facts], adapter: Facts | None) -> list[Any]:
             facts["bytes"],
             facts["retention"],
             facts["kl"],
-            facts["warnings"],
+            _told(facts),
         )
         for kind, facts in types.items()
     ]

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
-from threading import Thread
+from threading import RLock, Thread, current_thread, main_thread
 from typing import Any, TypeVar
+
+import tqdm  # type: ignore[import-untyped]
 
 from llmkit import errors, progress
 from llmkit.errors import LlmkitError, MachineError
@@ -59,6 +61,7 @@ def run_all(jobs: Sequence[Job], *, title: str, total: int | None = None) -> Any
     context = multiprocessing.get_context("forkserver")
     # The server imports torch once; each child is forked from it before any thread has started.
     context.set_forkserver_preload(PRELOAD)
+    _start_server()
     members: list[_Member] = []
     with progress.track(title, total=total) as bar:
         try:
@@ -71,6 +74,17 @@ def run_all(jobs: Sequence[Job], *, title: str, total: int | None = None) -> Any
             return _outcome(_attend(members, bar), members, title)
         finally:
             _end(members)
+
+
+def _start_server() -> None:
+    """Start the server that children are forked from, deaf to Ctrl-C, which goes to the whole group: the parent decides."""
+    if current_thread() is not main_thread():  # signals are not its to set
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass(frozen=True)
@@ -209,6 +223,8 @@ def _serve(pipe: Connection, function: Callable[..., object], args: Sequence[obj
     Thread(target=_leave_with_parent, args=(pipe,), daemon=True).start()
     relay = _Relay(pipe)
     progress.calm_libraries()
+    # tqdm's own is one between processes, a semaphore that no one takes down.
+    tqdm.tqdm.set_lock(RLock())
     progress.install(relay)
     try:
         pipe.send(("done", function(*args, relay)))

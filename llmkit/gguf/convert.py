@@ -153,7 +153,7 @@ def export_types(
     everything = [file for those in files.values() for file in those]
     _demand_room(everything)
     try:
-        _write(model, everything, imatrix, workers=workers or len(os.sched_getaffinity(0)))
+        _write(model, everything, imatrix, workers=workers or _processors())
     except BaseException as error:
         for file in everything:
             file.path.unlink(missing_ok=True)
@@ -312,6 +312,11 @@ def _write_whole(weight: Array, target: Target) -> None:
     with target.path.open("r+b") as stream:
         stream.seek(target.offset)
         stream.write(np.ascontiguousarray(weight, np.float32).data)
+
+
+def _processors() -> int:
+    """Those that this process may use; macOS does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _facts(

@@ -18,6 +18,7 @@ from llmkit.gguf.tokenizer import read_json
 Message = Mapping[str, str]
 # Mean KL in nats: llama.cpp rounds activations to 8 bits, which costs a few thousandths.
 NEXT_TOKEN_KL = 0.05
+_LEAST = 1e-6  # a probability; less is rounding
 CONTEXT = 2048  # tokens of the longest text that is compared
 _ANSWER_TOKENS = 64
 _ADDED_PER_TEXT = 64
@@ -179,7 +180,8 @@ def _compare_next(server: LlamaServer, expected: Sequence[Next], *, where: str) 
     for one in expected:
         found = server.next_log_probabilities(one.ids, top=4 * len(one.likeliest))
         least = min(found.values())
-        gaps.append(sum(math.exp(ours) * (ours - found.get(token, least)) for token, ours in one.likeliest))
+        pairs = [(ours, found.get(token, least)) for token, ours in one.likeliest]
+        gaps.append(sum(math.exp(ours) * (ours - theirs) for ours, theirs in [*pairs, _rest(pairs)]))
     mean = sum(gaps) / len(gaps)
     if not mean <= NEXT_TOKEN_KL:
         worst = expected[gaps.index(max(gaps))]
@@ -190,6 +192,12 @@ def _compare_next(server: LlamaServer, expected: Sequence[Next], *, where: str) 
             next=f"most of all after the token ids {list(worst.ids[-8:])}; please report it",
         )
     return mean
+
+
+def _rest(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The log-probabilities of all that is not listed, as one token: with it the sum is a KL, never below zero."""
+    ours, theirs = (1.0 - sum(math.exp(one[side]) for one in pairs) for side in (0, 1))
+    return math.log(max(ours, _LEAST)), math.log(max(theirs, _LEAST))
 
 
 def _demand_equal(pair: _Pair, what: str, *, where: str, show: Any) -> None:

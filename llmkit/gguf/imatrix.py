@@ -68,6 +68,8 @@ class Imatrix:
                     f"this importance matrix is another model's: {name} has {shapes[name][-1]} columns, not {len(sums)}",
                     next=_HOW,
                 )
+            if name.startswith("blk.") and name not in shapes:
+                raise DataError(f"this importance matrix is another model's: there is no {name} here", next=_HOW)
         if not self.names & shapes.keys():
             raise DataError("this importance matrix covers no tensor of the model", next=_HOW)
 

@@ -68,6 +68,7 @@ def restore(path: Path, out: Path, *, dtype: Literal["exact", "bf16"] = "exact")
     return {
         "architecture": model.architecture.name,
         "parameters": sum(prod(item.weight.shape) for item in planned),
+        **({"licence": licence} if isinstance(licence := model.metadata.get("general.license"), str) else {}),
         "gguf_types": {item.weight.name: item.weight.info.type.name for item in planned},
     }
 

@@ -119,12 +119,11 @@ def read_rows(stored: Stored, first: int, last: int, files: Files) -> Array:
     """
     kind = np.dtype(FLOATS[stored.dtype])
     width = stored.shape[-1]
-    found = np.empty((last - first, width), kind)
-    start = stored.offset + first * width * kind.itemsize
-    size = os.preadv(files(stored.path, os.O_RDONLY), [found.data.cast("B")], start)
-    if size != found.nbytes:
+    size, start = (last - first) * width * kind.itemsize, stored.offset + first * width * kind.itemsize
+    read = os.pread(files(stored.path, os.O_RDONLY), size, start)
+    if len(read) != size:
         raise DataError("the weights became shorter while they were read", where=str(stored.path))
-    return found
+    return np.frombuffer(read, kind).reshape(last - first, width)
 
 
 def read_whole(stored: Stored) -> Array:

@@ -4,6 +4,7 @@ Where the recipe has data and a fine-tune, what each file kept of it is measured
 the smallest file that kept enough.
 """
 
+import difflib
 import heapq
 import os
 import re
@@ -95,6 +96,20 @@ class Config(BaseModel):
     )
     max_shard_size: str | None = Field(None, description="Split longer files into parts of at most so much, such as 4GB.")
     pre: str | None = Field(None, description="llama.cpp's name of the pre-tokenizer, where llmkit cannot tell it.")
+    template: str = Field(
+        "model", pattern=r"^\w+$", description="Of a model that is exported as it came: its own chat template, or one of ours."
+    )
+
+    @field_validator("types", mode="before")
+    @classmethod
+    def _known(cls, types: object) -> object:
+        for one in types if isinstance(types, list | tuple) else [types]:
+            if one not in (*get_args(Type), "auto"):
+                close = difflib.get_close_matches(str(one), get_args(Type), 3)
+                raise ValueError(
+                    f"no type {one!r}; {'did you mean ' + ' or '.join(close) if close else 'see the README for all'}"
+                )
+        return types
 
     @field_validator("types")
     @classmethod
@@ -164,7 +179,10 @@ def check(
     from llmkit.engine import templates
     from llmkit.gguf import architectures, tokenizer
 
-    architectures.parse(tokenizer.read_json(base / "config.json"), where=str(base))
+    raw = tokenizer.read_json(base / "config.json")
+    architectures.parse(raw, where=str(base))
+    if "quantization_config" in raw and not tuned:
+        raise DataError("this model is quantized already", where=str(base), next="export the model it was made from")
     if template:
         templates.check(template, base)
     if tuned and grid and config.types != "auto":
@@ -183,6 +201,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
     """
     with tempfile.TemporaryDirectory() as scratch:
         export = _Export.begin(config, inputs, out, Path(scratch))
+        if config.min_retention is not None and not export.yardstick.base_kl:
+            raise UsageError("min_retention cannot be measured", next="it takes a fine-tune, held-out dialogues and the memory")
         tried: Facts = {}
         if config.types == "auto":
             kind, tried = export.choose()
@@ -238,7 +258,7 @@ class _Export:
         from llmkit.engine import loading, templates
 
         folder = inputs["model"].path
-        template, tokenizer = templates.resolve("model", folder), loading.load_tokenizer(folder)
+        template, tokenizer = templates.resolve(config.template, folder), loading.load_tokenizer(folder)
         imatrix = _imatrix(config, inputs, out, tokenizer, template) if config.imatrix else None
         yardstick = _yardstick(inputs, scratch, tokenizer, template)
         return _Export(config, inputs, out, _as_loaded(tokenizer, folder, scratch), template, tokenizer, imatrix, yardstick)
@@ -256,7 +276,7 @@ class _Export:
             {kind: self.out / f"{stem}-{kind}.gguf" for kind in kinds},
             tokenizer_dir=self.tokenizer_dir,
             template=self.template.text,
-            name="llmkit",
+            name=release.title(self.inputs),
             metadata=release.provenance(self.inputs),
             imatrix=self.imatrix,
             pre=self.config.pre,
@@ -326,7 +346,7 @@ class _Export:
             self.inputs["adapter"].path,
             base,
             path,
-            name="llmkit",
+            name=release.title(self.inputs),
             metadata=release.provenance(self.inputs),
         )
         written = self.write([kind], stem="base", weights=base)[kind]
@@ -395,9 +415,9 @@ def _yardstick(inputs: Mapping[str, Artifact], scratch: Path, tokenizer: Any, te
         )
         return _Yardstick(())
     fixed = [tokenizer(text)["input_ids"] for text in probe.TEXTS]
-    if "dataset" not in inputs:
+    split, dialogues = _held_out(inputs["dataset"].path) if "dataset" in inputs else ("", [])
+    if not dialogues:
         return _Yardstick(fixed)
-    split, dialogues = _held_out(inputs["dataset"].path)
     records = [{"id": str(number), "messages": messages} for number, messages in enumerate(dialogues[:DIALOGUES])]
     longest = min(shape.config.max_position_embeddings, fidelity.CONTEXT) - 1  # one more is asked for
     samples = mask.encode_all(
@@ -408,6 +428,8 @@ def _yardstick(inputs: Mapping[str, Artifact], scratch: Path, tokenizer: Any, te
     # Half-way through an answer, where what was learnt is being said.
     spoken = [one.input_ids[: len(one.input_ids) - sum(one.labels_mask) // 2] for one in samples[:_SPOKEN]]
     base = inputs["base"].path if "base" in inputs else None
+    if base and convert.Model.read(base).config.vocab_size != shape.config.vocab_size:
+        raise DataError("the model is no fine-tune of this base: their vocabularies differ in size", where=str(base))
     reference, base_kl = child.run(
         retention.remember, inputs["model"].path, samples, base, scratch, title="measuring the model", total=2
     )
@@ -425,7 +447,8 @@ def _held_out(dataset: Path) -> tuple[str, list[Any]]:
         answered = (messages for messages in dialogues if len(messages) > 1 and messages[-1]["role"] == "assistant")
         if found := list(islice(answered, max(DIALOGUES, QUESTIONS))):
             return split, found
-    raise DataError("the dataset has no held-out dialogue", where=str(dataset), next="give data.split a valid or a test share")
+    progress.note(f"warning: {dataset} has no held-out dialogue: what the files keep of a fine-tune is not measured")
+    return "", []
 
 
 def _imatrix(config: Config, inputs: Mapping[str, Artifact], out: Path, tokenizer: Any, template: Any) -> "Imatrix":

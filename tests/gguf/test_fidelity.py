@@ -1,15 +1,20 @@
 """A faithful export passes its proof; any other fails it with the first difference."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from llmkit.engine.retention import NextToken
 from llmkit.errors import DataError, FidelityError, UsageError
+from llmkit.gguf import fidelity
 from llmkit.gguf.convert import export
 from llmkit.gguf.fidelity import check_export
 from llmkit.gguf.read import metadata
@@ -105,3 +110,23 @@ def test_an_unknown_way_of_splitting_names_the_known_ones(llama3_dir: Path, tmp_
     with pytest.raises(UsageError) as caught:
         export(model_dir, tmp_path / "out.gguf", type="q8_0", template="", name="x", metadata={})
     assert "llama-bpe" in caught.value.next
+
+
+class _Liar:
+    """A server that puts all its mass on tokens that transformers thinks little of."""
+
+    def next_log_probabilities(self, prompt: object, *, top: int) -> dict[int, float]:
+        return {token: math.log(1 / 16) for token in range(16)}
+
+
+def test_no_other_distribution_passes_for_the_same() -> None:
+    likeliest = tuple((token, math.log(0.02)) for token in range(16))
+    with pytest.raises(FidelityError, match="KL"):
+        fidelity._compare_next(_Liar(), [NextToken((1,), likeliest)], where="x")  # type: ignore[arg-type]
+
+
+@given(st.lists(st.tuples(st.floats(1e-5, 1), st.floats(1e-5, 1)), min_size=2, max_size=8))
+def test_what_is_not_listed_makes_the_sum_a_divergence(weights: list[tuple[float, float]]) -> None:
+    ours, theirs = (sum(one[side] for one in weights) for side in (0, 1))
+    pairs = [(math.log(one / ours), math.log(other / theirs)) for one, other in weights[1:]]
+    assert sum(math.exp(a) * (a - b) for a, b in [*pairs, fidelity._rest(pairs)]) > -1e-4

@@ -236,11 +236,46 @@ def test_what_needs_more_than_is_there_is_refused_before_any_work(inputs: Mappin
         _run({"model": inputs["model"]}, tmp_path, types=["q4_0"], imatrix=True)
 
 
-def test_held_out_dialogues_are_demanded(inputs: Mapping[str, Artifact], tmp_path: Path, artifact_of: Wrap) -> None:
+def test_without_held_out_dialogues_nothing_is_measured_and_no_gate_is_passed(
+    inputs: Mapping[str, Artifact], tmp_path: Path, artifact_of: Wrap, notes: list[str]
+) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/train.jsonl").write_text("", "utf-8")
-    with pytest.raises(DataError, match="no held-out dialogue"):
-        _run({**inputs, "dataset": artifact_of(tmp_path / "data", Kind.DATASET)}, tmp_path / "out", types=["q8_0"])
+    without = {**inputs, "dataset": artifact_of(tmp_path / "data", Kind.DATASET)}
+    facts = _run(without, tmp_path / "out", types=["q8_0"])
+    assert facts["types"]["q8_0"]["retention"] is None
+    assert any("no held-out dialogue" in note for note in notes)
+    with pytest.raises(UsageError, match="cannot be measured"):
+        _run(without, tmp_path / "gate", types=["q8_0"], min_retention=0.5)
+
+
+def test_a_base_of_another_vocabulary_and_a_quantized_model_are_refused(
+    inputs: Mapping[str, Artifact], tmp_path: Path, artifact_of: Wrap
+) -> None:
+    folder = Path(shutil.copytree(inputs["base"].path, tmp_path / "other"))
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "bitsandbytes"}}), "utf-8"
+    )
+    with pytest.raises(DataError, match="quantized already"):
+        export.check(export.Config(), folder, template=None, tuned=False)
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 7}), "utf-8")
+    with pytest.raises(DataError):
+        _run({**inputs, "base": artifact_of(folder, Kind.MODEL)}, tmp_path / "out", types=["q8_0"])
+
+
+def test_a_model_without_a_template_is_exported_with_one_of_ours(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(inputs["base"].path, tmp_path / "bare"))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(UsageError, match="no chat template"):
+        export.check(export.Config(), folder, template="model", tuned=False)
+    _run({"model": Artifact(folder, inputs["base"].manifest)}, tmp_path / "out", types=["q8_0"], template="chatml")
+    assert "<|im_start|>" in read.metadata(tmp_path / "out/model-q8_0.gguf")["tokenizer.chat_template"]
+
+
+def test_a_mistyped_type_is_told_its_likeliest_name() -> None:
+    with pytest.raises(ValidationError, match="did you mean q4_k_m"):
+        export.Config.model_validate({"types": ["q4_km"]})
 
 
 @pytest.mark.parametrize(
