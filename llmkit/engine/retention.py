@@ -78,11 +78,6 @@ def weigh(
     return found
 
 
-def of(kl: float | None, base_kl: float | None) -> float | None:
-    """The share of the fine-tune that is left; None where either is unknown or the fine-tune changed nothing."""
-    return None if kl is None or not base_kl else 1.0 - kl / base_kl
-
-
 def _next(model: Any, ids: Sequence[int]) -> NextToken:
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False).logits[0, -1]

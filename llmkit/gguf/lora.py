@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from llmkit.errors import DataError, MachineError, UsageError
-from llmkit.gguf import architectures
+from llmkit.gguf import architectures, writing
 from llmkit.gguf.architectures import Architecture, Array, Metadata, ModelConfig, Tensor
 from llmkit.gguf.tokenizer import read_json
 from llmkit.gguf.weights import FLOATS, Stored, header
@@ -30,7 +30,6 @@ WEIGHTS = "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
 AdapterType = Literal["f16", "f32"]
 _DTYPES = {"f32": np.float32, "f16": np.float16}
-_LARGEST_F16 = 65504.0
 _MAX_CONFIG_BYTES = 16 << 20
 _MERGE = "merge it into its base, and export the merged model"
 _PREFIX = "base_model.model."
@@ -321,7 +320,7 @@ def _write(
 
 def _ready(layer: _Layer, alpha: float, scalars: Metadata) -> tuple[Array, Array]:
     """A and B in float32, as GGUF has them."""
-    down, up = _read(layer.down), _read(layer.up)
+    down, up = writing.read_whole(layer.down), writing.read_whole(layer.up)
     if layer.embeds:
         down = down.T
     if abs(layer.alpha - alpha) > 1e-6 * abs(alpha):  # more than float32 can tell
@@ -331,20 +330,13 @@ def _ready(layer: _Layer, alpha: float, scalars: Metadata) -> tuple[Array, Array
     return np.ascontiguousarray(down), np.ascontiguousarray(up)
 
 
-def _read(stored: Stored) -> Array:
-    values = np.fromfile(stored.path, FLOATS[stored.dtype], math.prod(stored.shape), offset=stored.offset)
-    if stored.dtype == "BF16":
-        values = (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32, copy=False).reshape(stored.shape)
-
-
 def _encode(values: Array, name: str, type: AdapterType, *, where: str) -> Array:
     largest = max(float(values.max()), -float(values.min()))  # NaN in, NaN out
     if not math.isfinite(largest):
         raise DataError(
             f"the adapter's share of {name} is not finite", where=where, next="train it again with a lower finetune.lr"
         )
-    if type == "f16" and largest > _LARGEST_F16:
+    if type == "f16" and largest > writing.LARGEST_F16:
         raise UsageError(
             f"the adapter's share of {name} holds {largest:.3g}, too large for f16", where=where, next="export f32"
         )

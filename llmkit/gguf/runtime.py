@@ -251,6 +251,11 @@ class LlamaServer:
         self._child = None
 
 
+def room(prompt: Sequence[Message], max_tokens: int) -> int:
+    """Tokens that a prompt and its answer take at most: none is shorter than a byte, and a template adds a few a message."""
+    return sum(len(message["content"].encode()) + 32 for message in prompt) + max_tokens + 64
+
+
 def _message(answer: Mapping[str, Any]) -> str:
     error = answer.get("error")
     return str(error.get("message", error)) if isinstance(error, Mapping) else str(error)

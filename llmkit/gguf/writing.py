@@ -32,7 +32,7 @@ _BLOCK_ELEMENTS = 1 << 17
 SMALL_ELEMENTS = 1 << 24  # fewer are written sooner than other processes start
 _MOST_OPEN = 64  # files of a process
 _WAITING = 4  # pieces for each process that are told ahead
-_LARGEST_F16 = 65504.0
+LARGEST_F16 = 65504.0
 _AS_STORED = {"F32": GGMLQuantizationType.F32, "F16": GGMLQuantizationType.F16, "BF16": GGMLQuantizationType.BF16}
 
 
@@ -145,7 +145,7 @@ def check(rows: Array, name: str, *, f16: bool) -> None:
     largest = max(float(rows.max()), -float(rows.min()))  # NaN in, NaN out
     if not np.isfinite(largest):
         raise DataError(f"tensor {name} holds values that are not finite", next="the model is broken: train it again")
-    if f16 and largest > _LARGEST_F16:
+    if f16 and largest > LARGEST_F16:
         raise UsageError(f"tensor {name} holds {largest:.3g}, too large for f16", next="export bf16 in its place")
 
 
@@ -167,18 +167,17 @@ def blocks(piece: Piece, files: Files) -> Iterator[tuple[int, Array]]:
     """The piece a few rows at a time, so that all that is done to them happens in the processor's cache."""
     source, order = piece.source, piece.source.order
     step = max(1, _BLOCK_ELEMENTS // source.width)
-    lowest, everything = 0, None
-    if order is not None:
-        # Rows that stand together come from all over a head.
-        wanted = order[piece.first : piece.last]
-        lowest = int(wanted.min())
-        everything = read_rows(source.stored, lowest, int(wanted.max()) + 1, files)
-    for first in range(piece.first, piece.last, step):
-        last = min(first + step, piece.last)
-        if order is None or everything is None:
-            yield first, read_rows(source.stored, first, last, files)
-        else:
-            yield first, everything[order[first:last] - lowest]
+    starts = range(piece.first, piece.last, step)
+    if order is None:
+        for first in starts:
+            yield first, read_rows(source.stored, first, min(first + step, piece.last), files)
+        return
+    # Rows that stand together come from all over a head.
+    wanted = order[piece.first : piece.last]
+    lowest = int(wanted.min())
+    everything = read_rows(source.stored, lowest, int(wanted.max()) + 1, files)
+    for first in starts:
+        yield first, everything[order[first : min(first + step, piece.last)] - lowest]
 
 
 def row_size(width: int, kind: GGMLQuantizationType) -> int:

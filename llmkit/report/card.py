@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-_HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]|[\ud800-\udfff]")
+from llmkit.report.gguf import HIDDEN
+
 # With the colon no bare address becomes a link; a number or a dash is a list only where a text begins.
 _MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~$:]|^-)")
 _NUMBERED = re.compile(r"^(\d+)(?=\.(?:\s|$))")
@@ -166,7 +167,7 @@ def _escaped(value: object) -> str:
 
 
 def _visible(value: object) -> str:
-    return _HIDDEN.sub(" ", str(value)).strip() if value is not None else ""
+    return HIDDEN.sub(" ", str(value)).strip() if value is not None else ""
 
 
 def _argument(name: str) -> str:

@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]|[\ud800-\udfff]")
+# What could hide or move what a terminal or a page shows.
+HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]|[\ud800-\udfff]")
 _WIDEST, _MOST_KEYS = 100, 200
 
 
@@ -57,7 +58,7 @@ def _findings(findings: Sequence[Mapping[str, str]]) -> list[str]:
 
 def visible(value: object) -> str:
     """`value` as text that cannot move a terminal's cursor."""
-    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", str(value))
+    return HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", str(value))
 
 
 def _told(value: Any) -> str:

@@ -21,6 +21,14 @@ class Column:
     dispensable: int = 0
 
 
+def retention(kl: float | None, base_kl: float | None) -> float | None:
+    """The share of a fine-tune that is left: 1 − `kl` / `base_kl`, KLs of a variant and of the base from the tuned model.
+
+    None where either is unknown or the fine-tune changed nothing.
+    """
+    return None if kl is None or not base_kl else 1.0 - kl / base_kl
+
+
 def lost_fine_tune(name: str, model: Mapping[str, Any]) -> bool:
     """Whether the variant `name` kept less of the fine-tune than `RETENTION_FLOOR` (unknown counts as kept)."""
     retention = model.get("retention")

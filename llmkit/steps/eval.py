@@ -131,12 +131,10 @@ def summarise(rows: Mapping[str, Row], questions: Sequence[Question], *, referen
 
 
 def _retention(name: str, row: Row, base_kl: float | None, reference: str) -> float | None:
-    """1 − KL(reference ‖ variant) / KL(reference ‖ base): the share of the fine-tune that a variant kept."""
-    if name == reference:
-        return 1.0 if base_kl else None
-    if name == "base" or row.kl is None or not base_kl:
-        return None
-    return 1.0 - row.kl / base_kl
+    """The share of the fine-tune that a variant kept; the base has none to keep."""
+    from llmkit.report import table
+
+    return None if name == table.BASE else table.retention(0.0 if name == reference else row.kl, base_kl)
 
 
 def _questions(path: Path, limit: int | None) -> list[Question]:
@@ -228,12 +226,7 @@ def _gguf_row(name: str, files: GgufFiles, exam: Any, kept: Any, inputs: Mapping
     from llmkit.gguf import read, runtime
     from llmkit.metrics.text import clean_output
 
-    # No token is shorter than a byte, so this holds any prompt with its template's words.
-    context = (
-        max(sum(len(message["content"].encode()) + 32 for message in prompt) for prompt in exam.prompts)
-        + exam.max_new_tokens
-        + 64
-    )
+    context = max(runtime.room(prompt, exam.max_new_tokens) for prompt in exam.prompts)
     answers = []
     with (
         runtime.LlamaServer(files.path, threads=os.cpu_count() or 1, context=context, adapter=files.adapter) as server,

@@ -23,6 +23,7 @@ from llmkit import progress, release
 from llmkit.artifact import Artifact, Facts, Kind, digest
 from llmkit.errors import DataError, GateError, UsageError
 from llmkit.report.table import RETENTION_FLOOR
+from llmkit.report.table import retention as share_kept
 
 if TYPE_CHECKING:
     from llmkit.gguf.imatrix import Imatrix
@@ -300,7 +301,7 @@ class _Export:
             stop=self.template.eos,
             adapter=adapter,
         )
-        return {**proof, "kl": weighed.kl, "retention": retention.of(weighed.kl, self.yardstick.base_kl)}
+        return {**proof, "kl": weighed.kl, "retention": share_kept(weighed.kl, self.yardstick.base_kl)}
 
     def choose(self) -> tuple[str, Facts]:
         """The smallest type that keeps the fine-tune, and what was found of it and of those that did not, by type.
@@ -376,7 +377,7 @@ class _Export:
 
         longest = convert.Model.read(self.model).config.max_position_embeddings
         dialogues = _held_out(self.inputs["dataset"].path)[1][:QUESTIONS]
-        sizes = [_most_tokens(messages[:-1]) for messages in dialogues]
+        sizes = [runtime.room(messages[:-1], ANSWER_TOKENS) for messages in dialogues]
         asked = [messages for messages, size in zip(dialogues, sizes, strict=True) if size <= longest]
         if not asked:
             raise DataError(f"no held-out prompt is sure to fit {longest} tokens", where=str(self.inputs["dataset"].path))
@@ -385,11 +386,6 @@ class _Export:
             answers = [one.text for one in server.chat_many([one[:-1] for one in asked], max_tokens=ANSWER_TOKENS)]
         scores = text.score([text.clean_output(one) for one in answers], [messages[-1]["content"] for messages in asked])
         return scores.metrics["rougeL"]
-
-
-def _most_tokens(prompt: Sequence[Mapping[str, str]]) -> int:
-    """What a prompt and its answer can come to: no token is shorter than a byte, and a template adds a few a message."""
-    return ANSWER_TOKENS + 64 + sum(len(message["content"].encode()) + 32 for message in prompt)
 
 
 def _as_loaded(tokenizer: Any, folder: Path, scratch: Path) -> Path:
@@ -453,34 +449,36 @@ def _held_out(dataset: Path) -> tuple[str, list[Any]]:
 
 def _imatrix(config: Config, inputs: Mapping[str, Artifact], out: Path, tokenizer: Any, template: Any) -> "Imatrix":
     """The importance matrix, kept as `imatrix.gguf` so that it can be named in another recipe."""
-    from llmkit.data import record
     from llmkit.engine import child
     from llmkit.engine import imatrix as measuring
     from llmkit.gguf import convert, imatrix
 
-    model = inputs["model"].path
-    given = inputs["imatrix"].path if "imatrix" in inputs else None
-    if given and given.suffix in _IMATRIX_SUFFIXES:
-        found = imatrix.read(given)
-    elif given:
-        samples = measuring.calibration_text(given, tokenizer, max_tokens=CALIBRATION_TOKENS)
-        found = None
-    elif "dataset" in inputs:
-        train = record.read_records(inputs["dataset"].path / "train.jsonl")
-        chosen = heapq.nsmallest(CALIBRATION_RECORDS, train, key=lambda one: digest(one.id))
-        records = [{"id": one.id, "messages": one.messages} for one in chosen]
-        samples = measuring.calibration(records, tokenizer, template, max_tokens=CALIBRATION_TOKENS)
-        found = None
+    model, given = convert.Model.read(inputs["model"].path), inputs.get("imatrix")
+    if given and given.path.suffix in _IMATRIX_SUFFIXES:
+        found = imatrix.read(given.path)
     else:
-        raise UsageError("`imatrix: true` measures on a recipe's data, and there is none", next="name a text file")
-    shape = convert.Model.read(model)
-    if found is None:
-        names = imatrix.measured(shape.architecture.tensors(shape.config))
-        sums = child.run(measuring.collect, model, samples, names, title="measuring importance", total=len(samples))
-        found = imatrix.from_measured(sums, dataset=given.name if given else inputs["dataset"].fingerprint)
-    found.require_fit((tensor.gguf, tensor.shape) for tensor in shape.tensors)
+        samples = _calibration(inputs, tokenizer, template)
+        names = imatrix.measured(model.architecture.tensors(model.config))
+        sums = child.run(measuring.collect, model.folder, samples, names, title="measuring importance", total=len(samples))
+        found = imatrix.from_measured(sums, dataset=given.path.name if given else inputs["dataset"].fingerprint)
+    found.require_fit((tensor.gguf, tensor.shape) for tensor in model.tensors)
     imatrix.write(found, out / "imatrix.gguf")
     return found
+
+
+def _calibration(inputs: Mapping[str, Artifact], tokenizer: Any, template: Any) -> list[list[int]]:
+    """What the importance matrix is measured on: the text that the recipe names, else the training data."""
+    from llmkit.data import record
+    from llmkit.engine import imatrix as measuring
+
+    if "imatrix" in inputs:
+        return measuring.calibration_text(inputs["imatrix"].path, tokenizer, max_tokens=CALIBRATION_TOKENS)
+    if "dataset" not in inputs:
+        raise UsageError("`imatrix: true` measures on a recipe's data, and there is none", next="name a text file")
+    train = record.read_records(inputs["dataset"].path / "train.jsonl")
+    chosen = heapq.nsmallest(CALIBRATION_RECORDS, train, key=lambda one: digest(one.id))
+    records = [{"id": one.id, "messages": one.messages} for one in chosen]
+    return measuring.calibration(records, tokenizer, template, max_tokens=CALIBRATION_TOKENS)
 
 
 def _demand_no_imatrix(config: Config) -> None:
