@@ -1,20 +1,24 @@
-"""Model output against references: BLEU-4, ROUGE-1/2/L, chrF, 0–100. Knows strings; nothing of models, files or recipes.
+"""Model output against references: every text metric at once. Knows strings; nothing of models, files or recipes.
 
 The functions are pure, and none of them cleans its input: pass a model's raw text through `clean_output` first.
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from itertools import count
-from math import fsum
+from functools import cached_property
+
+import numpy as np
 
 from llmkit.errors import DataError
-from llmkit.metrics.tokens import rouge_tokens
+from llmkit.metrics import bleu, chrf, matching, ngrams, rouge, tally, tokens, variety
+from llmkit.metrics.tally import Tally
 
-ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
+Says = Callable[[str], bool]
+
+# Bounds on time and memory, far above any answer: the longest common subsequence takes their product.
+MAX_ANSWER_CHARS = 2_000_000
+MAX_REFERENCE_CHARS = 200_000
 
 _SPECIAL = re.compile(
     # A turn's opening goes with the role that a template writes behind it.
@@ -25,102 +29,92 @@ _SPECIAL = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Scores of one list of hypotheses, all 0–100.
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Answers and their references, cut into tokens once for all metrics that need them.
 
-    `metrics`: bleu, rouge1, rouge2, rougeL, chrf. `signatures`: bleu, rouge, chrf → the exact definition and version.
-    `sentence_rouge_l`: ROUGE-L of each pair, in the order given.
+    Raises:
+        DataError: as `check_pairs`.
     """
 
-    metrics: Mapping[str, float]
+    hypotheses: Sequence[str]
+    references: Sequence[str]
+
+    def __post_init__(self) -> None:
+        check_pairs(self.hypotheses, self.references)
+
+    @cached_property
+    def vocabulary(self) -> ngrams.Vocabulary:
+        return ngrams.Vocabulary()
+
+    @cached_property
+    def given(self) -> ngrams.Sequences:
+        return ngrams.encode(self.hypotheses, tokens.rouge_tokens, self.vocabulary)
+
+    @cached_property
+    def expected(self) -> ngrams.Sequences:
+        return ngrams.encode(self.references, tokens.rouge_tokens, self.vocabulary)
+
+
+# Families of metrics that need nothing but texts, in the order that reports show them.
+FAMILIES: Mapping[str, Callable[[Pairs], tuple[Tally, ...]]] = {
+    "bleu": lambda pairs: bleu.tallies(pairs.hypotheses, pairs.references),
+    "rouge": lambda pairs: rouge.tallies(pairs.given, pairs.expected),
+    "chrf": lambda pairs: chrf.tallies(pairs.hypotheses, pairs.references),
+    "exact_match": lambda pairs: matching.tallies(pairs.hypotheses, pairs.references),
+    "f1": lambda pairs: rouge.token_f1(pairs.given, pairs.expected, pairs.vocabulary),
+    "variety": lambda pairs: variety.tallies(pairs.given),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of one list of answers.
+
+    `tallies`: bleu, length_ratio, bleu_13a (if no reference holds Han, kana or Hangul), rouge1, rouge2, rougeL, chrf,
+    exact_match, f1, distinct1, distinct2, repetition, and refusals and sensitive if asked for.
+    `signatures`: family → the exact definition; the families are bleu, bleu_13a, length_ratio, rouge, chrf, exact_match, f1,
+    distinct, repetition, refusals, sensitive.
+    """
+
+    tallies: Mapping[str, Tally]
     signatures: Mapping[str, str]
-    sentence_rouge_l: tuple[float, ...]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The score of all samples together, by metric."""
+        return {name: one.score for name, one in self.tallies.items()}
 
 
-def score(hypotheses: Sequence[str], references: Sequence[str]) -> Scores:
+def score(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    *,
+    is_refusal: Says | None = None,
+    is_sensitive: Says | None = None,
+) -> Scores:
     """Score each hypothesis against the reference at its place.
 
-    Raises:
-        DataError: the lists differ in length, are empty, or hold an empty reference.
-    """
-    bleu_score, bleu_signature = bleu(hypotheses, references)
-    chrf_score, chrf_signature = chrf(hypotheses, references)
-    by_sentence = rouge_by_sentence(hypotheses, references)
-    return Scores(
-        metrics={"bleu": bleu_score, **{name: _mean(values) for name, values in by_sentence.items()}, "chrf": chrf_score},
-        signatures={"bleu": bleu_signature, "rouge": rouge_signature(), "chrf": chrf_signature},
-        sentence_rouge_l=tuple(by_sentence["rougeL"]),
-    )
-
-
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
-    """Corpus BLEU-4 (0–100) and its sacrebleu signature (Post 2018, arXiv:1804.08771).
-
-    The `zh` tokenizer splits Han text into characters and treats the rest as `13a` does, so it serves Chinese, English
-    and mixed text; `13a` itself would take a Chinese sentence for one word. A corpus whose texts all have fewer than
-    four tokens scores 0, as it does in sacrebleu.
+    `is_refusal`, `is_sensitive`: whether an answer refuses, or holds a listed word; their shares are metrics then.
 
     Raises:
-        DataError: as `score`.
+        DataError: as `check_pairs`.
     """
-    check_pairs(hypotheses, references)
-    from sacrebleu.metrics import BLEU
-
-    metric = BLEU(tokenize="zh", force=True)  # force: silences a warning about texts that end in " .", no more
-    corpus = metric.corpus_score(list(hypotheses), [list(references)])
-    return _percent(corpus.score), str(metric.get_signature())
-
-
-def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
-    """Corpus chrF (0–100; Popović 2015, six characters, no words, β = 2) and its sacrebleu signature.
-
-    Raises:
-        DataError: as `score`.
-    """
-    check_pairs(hypotheses, references)
-    from sacrebleu.metrics import CHRF
-
-    metric = CHRF()
-    corpus = metric.corpus_score(list(hypotheses), [list(references)])
-    return _percent(corpus.score), str(metric.get_signature())
+    pairs = Pairs(hypotheses, references)
+    found = [one for family in FAMILIES.values() for one in family(pairs)]
+    signatures = {name: text for module in (bleu, rouge, chrf, matching, variety) for name, text in module.signatures().items()}
+    for name, says in (("refusals", is_refusal), ("sensitive", is_sensitive)):
+        if says is not None:
+            found.append(share(name, hypotheses, says))
+            signatures[name] = "avg:answers|version:llmkit-1"
+    if all(one.name != "bleu_13a" for one in found):
+        del signatures["bleu_13a"]
+    return Scores({one.name: one for one in found}, signatures)
 
 
-def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Mean sentence F1 (0–100) for `rouge1`, `rouge2` and `rougeL` (Lin 2004), on the tokens of `rouge_tokens`.
-
-    Equal to rouge-score on ASCII text. A pair where either side holds no token (only punctuation, say) scores 0, as
-    it does there.
-
-    Raises:
-        DataError: as `score`.
-    """
-    return {name: _mean(values) for name, values in rouge_by_sentence(hypotheses, references).items()}
-
-
-def rouge_by_sentence(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
-    """As `rouge`, with one F1 (0–100) per pair in the order given.
-
-    Raises:
-        DataError: as `score`.
-    """
-    check_pairs(hypotheses, references)
-    from rouge_score_rs import RougeScorer
-
-    # The scorer's own tokenizer knows ASCII only; numbers pass through it unchanged and carry any token.
-    numbers: defaultdict[str, int] = defaultdict(count().__next__)
-
-    def encode(text: str) -> str:
-        return " ".join([str(numbers[token]) for token in rouge_tokens(text)])
-
-    scorer = RougeScorer(list(ROUGE_TYPES))
-    pairs = scorer.score_batch([encode(text) for text in references], [encode(text) for text in hypotheses])
-    return {name: [_percent(100 * pair[name].fmeasure) for pair in pairs] for name in ROUGE_TYPES}
-
-
-def rouge_signature() -> str:
-    """The definition behind `rouge`, in the manner of sacrebleu's signatures."""
-    return f"nrefs:1|case:lower|tok:char-cjk+alnum|stem:no|f1:mean|version:rouge-score-rs-{version('rouge-score-rs')}"
+def share(name: str, hypotheses: Sequence[str], says: Says) -> Tally:
+    """The share of answers of which `says` is true, 0–100; lower is better."""
+    return tally.mean(name, np.array([100.0 * bool(says(text)) for text in hypotheses]), higher_is_better=False)
 
 
 def clean_output(text: str) -> str:
@@ -137,7 +131,7 @@ def check_pairs(hypotheses: Sequence[str], references: Sequence[str]) -> None:
     """Refuse what cannot be scored.
 
     Raises:
-        DataError: the lists differ in length, are empty, or hold an empty reference.
+        DataError: the lists differ in length, are empty, or hold an empty reference or a text too long to score.
     """
     if len(hypotheses) != len(references):
         raise DataError(
@@ -153,6 +147,18 @@ def check_pairs(hypotheses: Sequence[str], references: Sequence[str]) -> None:
             where=f"the first is number {empty[0] + 1}",
             next="remove those samples: no score is defined for them",
         )
+    _check_sizes("hypothesis", hypotheses, MAX_ANSWER_CHARS)
+    _check_sizes("reference", references, MAX_REFERENCE_CHARS)
+
+
+def _check_sizes(what: str, texts: Sequence[str], most: int) -> None:
+    for number, text in enumerate(texts, start=1):
+        if len(text) > most:
+            raise DataError(
+                f"a {what} of {len(text)} characters is too long to score; at most {most}",
+                where=f"{what} {number}",
+                next="shorten it, or remove the sample",
+            )
 
 
 def _without_thoughts(text: str) -> str:
@@ -161,12 +167,3 @@ def _without_thoughts(text: str) -> str:
     if not before.strip() and rest.lstrip().startswith("<think>"):
         return ""
     return before + rest
-
-
-def _mean(values: Sequence[float]) -> float:
-    return fsum(values) / len(values)
-
-
-def _percent(value: float) -> float:
-    # Rounding can carry a perfect score past 100 by 1e-14.
-    return min(100.0, float(value))

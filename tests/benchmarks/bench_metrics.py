@@ -1,41 +1,53 @@
-"""How long `score` takes beside sacrebleu + rouge-score, the same 2,000 pairs in one run.
+"""How long every text metric with intervals takes beside sacrebleu + rouge-score without, the same pairs in one run.
 
-    python tests/benchmarks/bench_metrics.py
+    python tests/benchmarks/bench_metrics.py [PAIRS]
 
-rouge-score gets the same tokens, since its own tokenizer would skip all Chinese and win by doing nothing.
-Rounds alternate, so that a busy machine slows both; the best round of each counts.
+10,000 pairs of 100 tokens, half Chinese and half English. rouge-score gets the same tokens, since its own tokenizer would
+skip all Chinese and win by doing nothing. Rounds alternate, so that a busy machine slows both; the best of each counts.
 """
 
 import random
+import sys
 from time import perf_counter
 
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from llmkit.metrics.text import ROUGE_TYPES, score
+from llmkit.metrics import bootstrap
+from llmkit.metrics.text import score
 from llmkit.metrics.tokens import rouge_tokens
 
-PAIRS = 2_000
-ROUNDS = 3
-CHARACTERS = "今天天气很好我们去公园散步吧他说这个模型学会了回答问题但是还不够快"
-WORDS = ["the", "model", "answers", "a", "question", "about", "weather", "and", "then", "asks", "another", "one,", "quickly."]
+PAIRS = 10_000
+ROUNDS = 2
+TOKENS = 100
+ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
+CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 2_000)] + ["，", "。"] * 100
+LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
+
+
+def make_pairs(pairs: int, seed: int) -> tuple[list[str], list[str]]:
+    """Half Chinese, half English, 100 tokens each, frequent ones more often (Zipf); hypotheses change a third."""
+    rng = random.Random(seed)
+    words = ["".join(rng.choices(LETTERS, range(26, 0, -1), k=rng.randint(1, 9))) for _ in range(5_000)]
+    words[::25] = [word + "," for word in words[::25]]
+    hypotheses, references = [], []
+    for index in range(pairs):
+        units, joint = (CHARACTERS, "") if index % 2 else (words, " ")
+        reference = [units[int(len(units) ** rng.random()) - 1] for _ in range(TOKENS)]
+        changed = [unit if rng.random() > 1 / 3 else units[int(len(units) ** rng.random()) - 1] for unit in reference]
+        hypotheses.append(joint.join(changed))
+        references.append(joint.join(reference))
+    return hypotheses, references
+
+
+def ours(hypotheses: list[str], references: list[str]) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    scores = score(hypotheses, references)
+    return scores.metrics, bootstrap.intervals(list(scores.tallies.values()))
 
 
 class Tokenizer:
     def tokenize(self, text: str) -> list[str]:
         return rouge_tokens(text)
-
-
-def make_pairs(seed: int) -> tuple[list[str], list[str]]:
-    """Half Chinese (10–80 characters), half English (5–40 words); hypotheses change a third."""
-    rng = random.Random(seed)
-    hypotheses, references = [], []
-    for index in range(PAIRS):
-        units, joint, low = (list(CHARACTERS), "", 10) if index % 2 else (WORDS, " ", 5)
-        reference = [rng.choice(units) for _ in range(rng.randint(low, 8 * low))]
-        hypotheses.append(joint.join(unit if rng.random() > 1 / 3 else rng.choice(units) for unit in reference))
-        references.append(joint.join(reference))
-    return hypotheses, references
 
 
 def peers(hypotheses: list[str], references: list[str]) -> dict[str, float]:
@@ -48,24 +60,25 @@ def peers(hypotheses: list[str], references: list[str]) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    ours, theirs = [], []
+def main(pairs: int) -> None:
+    mine, theirs = [], []
     for seed in range(ROUNDS):
         # Fresh texts each time: sacrebleu's tokenizer remembers what it has seen, and the first caller would pay for both.
-        hypotheses, references = make_pairs(2 * seed)
+        texts = make_pairs(pairs, 2 * seed)
         start = perf_counter()
-        mine = score(hypotheses, references).metrics
-        ours.append(perf_counter() - start)
-        hypotheses, references = make_pairs(2 * seed + 1)
+        found, intervals = ours(*texts)
+        mine.append(perf_counter() - start)
+        fresh = make_pairs(pairs, 2 * seed + 1)
         start = perf_counter()
-        peers(hypotheses, references)
+        peers(*fresh)
         theirs.append(perf_counter() - start)
-    expected = peers(*make_pairs(2 * (ROUNDS - 1)))
-    assert all(abs(mine[name] - expected[name]) < 1e-9 for name in expected), (mine, expected)
-    print(f"score, {PAIRS} pairs:            {min(ours):.2f} s")
-    print(f"sacrebleu + rouge-score:       {min(theirs):.2f} s")
-    print(f"ratio (ours / theirs):         {min(ours) / min(theirs):.2f}")
+    expected = peers(*texts)
+    assert all(abs(found[name] - expected[name]) < 1e-9 for name in expected), (found, expected)
+    assert set(intervals) == set(found)
+    print(f"{len(found)} metrics with intervals, {pairs} pairs:  {min(mine):.2f} s")
+    print(f"sacrebleu + rouge-score, 5 metrics:  {min(theirs):.2f} s")
+    print(f"ratio (ours / theirs):  {min(mine) / min(theirs):.3f}")
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else PAIRS)
