@@ -7,6 +7,7 @@ call has a time limit, a dead or silent child becomes a MachineError with the ta
 import contextlib
 import http.client
 import json
+import math
 import os
 import queue
 import secrets
@@ -15,22 +16,28 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from llmkit import progress
-from llmkit.errors import DataError, MachineError
+from gguf import GGMLQuantizationType
+
+from llmkit import asking, progress
+from llmkit.answers import Answer, Decoding, Store
+from llmkit.errors import DataError, MachineError, UsageError
+from llmkit.gguf import container
 
 Message = Mapping[str, str]
 _LOAD_SECONDS = 300.0
 _CALL_SECONDS = 60.0
 _TOKEN_SECONDS = 2.0  # per token of prompt and answer: far slower than any machine that can hold the model
 _LOG_LINES = 8
+_SLOTS = 4
+# Plain greedy or random choice among what temperature, then top-p leave, as Hugging Face and vLLM order them; nothing else.
+_CHOICE = {"samplers": ["temperature", "top_p"], "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
 
 
 @dataclass(frozen=True)
@@ -45,9 +52,10 @@ class Generation:
 class LlamaServer:
     """A GGUF file loaded in llama.cpp; use it as a context manager.
 
-    `context` is the number of tokens of prompt and answer each of the `slots` can hold. Answers depend on neither order
-    nor slots: no prompt is cached. llama.cpp's attention rounds to fp16, which moves log-probabilities by about 1e-3;
-    `exact_attention` has it compute in fp32, for comparisons. `adapter`: a GGUF LoRA to lay over the model.
+    `context` is the number of tokens of prompt and answer each of the `slots` can hold. Answers do not depend on order: no
+    prompt is cached. Several slots compute tokens together, which rounds in other ways: see `slots_for`.
+    llama.cpp's attention rounds to fp16, which moves log-probabilities by about 5e-3; `exact_attention` has it compute in
+    fp32. `adapter`: a GGUF LoRA to lay over the model.
     """
 
     def __init__(
@@ -129,20 +137,60 @@ class LlamaServer:
         """The answer to `messages`, raw text: nothing is parsed out of it and special tokens are not shown."""
         return self.complete(self.render(messages), max_tokens=max_tokens, temperature=temperature)
 
-    def chat_many(
-        self, conversations: Iterable[Sequence[Message]], *, max_tokens: int, temperature: float = 0.0
-    ) -> Iterator[Generation]:
-        """One answer per conversation, in order."""
-        if self._slots == 1:
-            for messages in conversations:
-                yield self.chat(messages, max_tokens=max_tokens, temperature=temperature)
-            return
+    def answer_many(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        decoding: Decoding,
+        keys: Sequence[str],
+        store: Store | None = None,
+        bar: progress.Bar | None = None,
+    ) -> list[Answer]:
+        """An answer to each conversation, in order, as many at once as there are slots.
 
-        def answer(messages: Sequence[Message]) -> Generation:
-            return self.chat(messages, max_tokens=max_tokens, temperature=temperature)
+        What the store holds is not asked again. A prompt that does not fit the context is a failed answer, which is not
+        stored. Sampling is seeded by key. `log_probability` is of the model's own distribution, before temperature and top-p,
+        over the tokens that llama.cpp reports: not those that end inside a character.
 
-        with ThreadPoolExecutor(self._slots) as pool:
-            yield from pool.map(answer, conversations)
+        Raises:
+            UsageError: beam search, which llama.cpp does not have.
+            DataError: the template refuses a conversation.
+            MachineError: llama.cpp failed, or gave no answer in time.
+        """
+        if decoding.beams > 1:
+            raise UsageError("llama.cpp does no beam search", where=str(self._path), next="set beams to 1")
+
+        def ask(messages: Sequence[Message], key: str) -> Answer:
+            return self._answer(messages, decoding, seed=asking.seed_of(key, seed=decoding.seed))
+
+        return asking.ask_all(ask, conversations, keys=keys, store=store, bar=bar, parallel=self._slots)
+
+    def _answer(self, messages: Sequence[Message], decoding: Decoding, *, seed: int) -> Answer:
+        prompt = self.render(messages)
+        body = {
+            **_CHOICE,
+            "n_predict": decoding.max_new_tokens,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "seed": seed,
+            "n_probs": 1,
+        }
+        try:
+            found = self._complete(prompt, body, decoding.max_new_tokens)
+        except DataError as error:
+            return Answer("", 0, stopped=False, seconds=0.0, failure=error.what)
+        # A damaged file's are no numbers, which JSON writes as null.
+        told = [
+            math.nan if entry["logprob"] is None else float(entry["logprob"])
+            for entry in found.get("completion_probabilities", ())
+        ]
+        return Answer(
+            str(found["content"]).encode("utf-8", "replace").decode(),
+            int(found["tokens_predicted"]),
+            stopped=found["stop_type"] == "eos",
+            seconds=0.0,
+            log_probability=sum(told) / len(told) if told else None,
+        )
 
     def complete(self, prompt: str | Sequence[int], *, max_tokens: int, temperature: float = 0.0) -> Generation:
         """What follows `prompt`: token ids as they are, or text, to which the file's BOS is added. Temperature 0 is greedy.
@@ -254,6 +302,28 @@ class LlamaServer:
 def room(prompt: Sequence[Message], max_tokens: int) -> int:
     """Tokens that a prompt and its answer take at most: none is shorter than a byte, and a template adds a few a message."""
     return sum(len(message["content"].encode()) + 32 for message in prompt) + max_tokens + 64
+
+
+def slots_for(path: Path) -> int:
+    """How many answers to make at once from this model's file.
+
+    Several for fp32 weights: reading them takes most of the time, and it is shared. One for any smaller type: its matrix
+    products round what goes into them, so that tokens computed together can change texts, and are no faster on a laptop.
+
+    Raises:
+        DataError: the file is no GGUF file.
+    """
+    return _SLOTS if is_exact(path) else 1
+
+
+def is_exact(path: Path) -> bool:
+    """Whether all of a file's matrices are fp32, so that computing with them rounds nothing. Raises as `slots_for`."""
+    return all(
+        one.type == GGMLQuantizationType.F32
+        for part in container.open_split(path)
+        for one in part.tensors
+        if len(one.shape) > 1
+    )
 
 
 def _message(answer: Mapping[str, Any]) -> str:

@@ -239,7 +239,7 @@ def test_a_matrix_from_dialogues_brings_a_quantized_model_closer_on_others(smoll
                 encoded = encode_rows(rows, choice.type, guide.importance(tensor.gguf) if guide else None)
                 model.get_parameter(tensor.hf).data = torch.from_numpy(gguf.dequantize(encoded, choice.type).copy())
         model.tie_weights()
-        return divergence.mean_kl(model, reference)
+        return divergence.measure(model, reference).mean
 
     gains = {kind: (distance(kind, None), distance(kind, matrix)) for kind in ("q4_k_m", "iq4_xs", "q2_k")}
     print(gains)

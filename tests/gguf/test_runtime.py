@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from llmkit.errors import DataError, MachineError
+from llmkit.answers import Answer, Decoding, Store
+from llmkit.errors import DataError, MachineError, UsageError
 from llmkit.gguf import runtime
 from llmkit.gguf.convert import export
-from llmkit.gguf.runtime import LlamaServer
+from llmkit.gguf.runtime import LlamaServer, slots_for
 
 from .conftest import LINES, load_hf
 
@@ -76,16 +78,97 @@ def test_any_text_has_the_token_ids_of_the_model_s_tokenizer(
     assert servers(family).tokenize(chat, add_special=False, parse_special=True) == expected
 
 
+@pytest.mark.parametrize("slots", [1, 2, 4])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_answers_depend_on_neither_order_nor_slots(family: str, exported: Callable[..., Path]) -> None:
-    chats = [[{"role": "user", "content": line}] for line in LINES[:4]]
-    with LlamaServer(exported(family, "f32"), threads=1, context=256) as server:
-        forward = list(server.chat_many(chats, max_tokens=12))
-        backward = list(server.chat_many(chats[::-1], max_tokens=12))
-        assert forward == backward[::-1]
-        assert forward == [server.chat(chat, max_tokens=12) for chat in chats]
-    with LlamaServer(exported(family, "f32"), threads=1, context=256, slots=3) as server:
-        assert list(server.chat_many(chats, max_tokens=12)) == forward
+def test_fp32_answers_are_the_same_for_every_number_of_slots(
+    slots: int, family: str, exported: Callable[..., Path], servers: Callable[[str], LlamaServer]
+) -> None:
+    expected = _answers(servers(family))
+    with LlamaServer(exported(family, "f32"), threads=1, context=256, slots=slots, exact_attention=True) as server:
+        found = _answers(server)
+    assert [(one.text, one.tokens, one.stopped) for one in found] == [(one.text, one.tokens, one.stopped) for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.log_probability == pytest.approx(other.log_probability, abs=1e-4)
+
+
+def test_fp32_files_get_several_slots_and_others_one(exported: Callable[..., Path]) -> None:
+    assert slots_for(exported("mistral", "f32")) > 1
+    assert [slots_for(exported("mistral", kind)) for kind in ("f16", "q8_0")] == [1, 1]
+
+
+def test_an_answer_s_log_probability_is_the_model_s_own_before_temperature(
+    servers: Callable[[str], LlamaServer], model_dirs: Any
+) -> None:
+    server, model, compared = servers("mistral"), load_hf(model_dirs["mistral"][0]), 0
+    for number in range(12):
+        chat = [{"role": "user", "content": f"{number} {LINES[number % len(LINES)]}"}]
+        prompt = server.tokenize(server.render(chat), add_special=True, parse_special=True)
+        with torch.inference_mode():
+            expected = float(model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1).max())
+        for temperature in (0.0, 1e-4):  # the same token
+            [answer] = server.answer_many([chat], decoding=Decoding(1, temperature=temperature), keys=["a"])
+            assert answer.tokens == 1
+            if answer.log_probability is not None:  # half a character has none
+                assert answer.log_probability == pytest.approx(expected, abs=1e-3)
+                compared += 1
+    assert compared > 2
+
+
+def test_sampling_is_seeded_by_key_whatever_the_order_and_a_tiny_top_p_is_greedy(servers: Callable[[str], LlamaServer]) -> None:
+    server, chat = servers("llama3"), [{"role": "user", "content": LINES[0]}]
+    hot = Decoding(12, temperature=1.5, seed=3)
+    first, second = (one.text for one in server.answer_many([chat, chat], decoding=hot, keys=["a", "b"]))
+    assert first != second
+    assert [one.text for one in server.answer_many([chat, chat], decoding=hot, keys=["b", "a"])] == [second, first]
+    narrow = Decoding(12, temperature=1.5, top_p=1e-6, seed=3)
+    [cold], [greedy] = (server.answer_many([chat], decoding=one, keys=["a"]) for one in (narrow, Decoding(12)))
+    assert cold.text == greedy.text
+    other = server.answer_many([chat], decoding=replace(hot, seed=4), keys=["a"])[0].text
+    assert other != first
+
+
+def test_a_prompt_beyond_the_context_fails_alone_and_finished_answers_are_kept(
+    servers: Callable[[str], LlamaServer], tmp_path: Path
+) -> None:
+    server, chats = servers("mistral"), [[{"role": "user", "content": text}] for text in ("你好", "long " * 400, "Hello")]
+    with Store(tmp_path / "answers.jsonl") as store:
+        found = server.answer_many(chats, decoding=Decoding(4), keys=["a", "b", "c"], store=store)
+        assert [bool(one.failure) for one in found] == [False, True, False]
+        assert "context" in found[1].failure
+        assert (store.get("a"), store.get("b"), store.get("c")) == (found[0], None, found[2])
+    with Store(tmp_path / "answers.jsonl") as store:
+        assert server.answer_many(chats[::2], decoding=Decoding(4), keys=["a", "c"], store=store) == found[::2]
+
+
+def test_beams_are_refused(servers: Callable[[str], LlamaServer]) -> None:
+    with pytest.raises(UsageError, match="beam"):
+        servers("mistral").answer_many([], decoding=Decoding(4, beams=2), keys=[])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_a_llama_cpp_that_dies_while_it_answers_is_a_machine_error_and_answers_before_are_kept(
+    exported: Callable[..., Path], tmp_path: Path
+) -> None:
+    chats = [[{"role": "user", "content": f"{number}"}] for number in range(40)]
+    with (
+        Store(tmp_path / "answers.jsonl") as store,
+        LlamaServer(exported("mistral", "f32"), threads=1, context=128, slots=2) as server,
+    ):
+        assert server._child is not None
+
+        class Killer:
+            def advance(self, count: int = 1, text: str = "") -> None:
+                if len(store) == 3:
+                    os.kill(server._child.pid, signal.SIGKILL)  # type: ignore[union-attr]
+
+        with pytest.raises(MachineError, match="ended"):
+            server.answer_many(chats, decoding=Decoding(16), keys=[str(one) for one in range(40)], store=store, bar=Killer())
+        assert 3 <= len(store) < 40
+
+
+def _answers(server: LlamaServer) -> list[Answer]:
+    chats = [[{"role": "user", "content": line}] for line in LINES]
+    return server.answer_many(chats, decoding=Decoding(24), keys=[str(index) for index in range(len(chats))])
 
 
 def test_greedy_tokens_are_those_of_the_model(servers: Callable[[str], LlamaServer], model_dirs: Any) -> None:
