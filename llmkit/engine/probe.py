@@ -50,7 +50,10 @@ def difference(reference: Sequence[torch.Tensor], other: Sequence[torch.Tensor])
 
 def kl(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """KL(reference ‖ other) in nats for each row of two [rows, vocabulary] logit matrices; float32 [rows], good to 1e-6."""
-    expected = torch.log_softmax(reference.float(), dim=-1)
-    got = torch.log_softmax(other.float(), dim=-1)
+    return kl_of(torch.log_softmax(reference.float(), dim=-1), torch.log_softmax(other.float(), dim=-1))
+
+
+def kl_of(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """As `kl`, of log-probabilities."""
     # Never below zero in theory; rounding can make it so.
-    return (expected.exp() * (expected - got)).sum(-1).clamp_min(0.0)
+    return (reference.exp() * (reference - other)).sum(-1).clamp_min(0.0)

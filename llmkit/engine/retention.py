@@ -13,8 +13,9 @@ import torch
 
 from llmkit import progress
 from llmkit.engine import divergence, loading
-from llmkit.engine.divergence import Reference
+from llmkit.engine.divergence import Divergence, Reference
 from llmkit.engine.mask import Encoded
+from llmkit.engine.measure import Exam, Tasks, evaluate_tasks
 
 TOP = 64  # of the likeliest next tokens that are handed out; the others hold next to nothing
 State = Callable[[], Mapping[str, torch.Tensor]]
@@ -30,10 +31,16 @@ class NextToken:
 
 @dataclass(frozen=True)
 class Weighed:
-    """`kl`: mean KL(merged ‖ weights) in nats over the reference's samples, None without them."""
+    """`divergence`: from the merged model over the reference's samples, None without them; `tasks`: of an exam's benchmarks."""
 
-    kl: float | None
+    divergence: Divergence | None
     next_tokens: tuple[NextToken, ...]
+    tasks: Tasks | None = None
+
+    @property
+    def kl(self) -> float | None:
+        """Mean KL(merged ‖ weights) in nats."""
+        return self.divergence.mean if self.divergence else None
 
 
 def remember(
@@ -43,7 +50,7 @@ def remember(
     kept = divergence.remember(loading.load_model(merged), samples, folder=keep_in, saved_as=merged)
     loading.release()
     bar.advance(text="merged")
-    return kept, divergence.mean_kl(loading.load_model(base), kept) if base else None
+    return kept, divergence.measure(loading.load_model(base), kept).mean if base else None
 
 
 def weigh(
@@ -53,6 +60,8 @@ def weigh(
     against: Reference | None,
     prompts: Sequence[Sequence[int]],
     bar: progress.Bar,
+    *,
+    exam: Exam | None = None,
 ) -> Weighed:
     """What the model in `folder` is worth with the weights that `state` yields by its names, and `adapter` over them.
 
@@ -63,6 +72,7 @@ def weigh(
         against: from `remember`; None where nothing is to be compared.
         prompts: token ids, after each of which the next token is asked for.
         bar: advanced once.
+        exam: its benchmarks are done as well, with the tokenizer of the reference's folder, else of `folder`.
 
     Raises:
         DataError: the weights are not this model's.
@@ -72,8 +82,11 @@ def weigh(
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    kl = divergence.mean_kl(model, against) if against else None
-    found = Weighed(kl, tuple(_next(model, ids) for ids in prompts))
+    found = Weighed(
+        divergence.measure(model, against) if against else None,
+        tuple(_next(model, ids) for ids in prompts),
+        evaluate_tasks(model, loading.load_tokenizer(against.head if against else folder), exam) if exam else None,
+    )
     bar.advance()
     return found
 

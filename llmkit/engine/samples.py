@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from llmkit.answers import Decoding
 from llmkit.engine.generate import answer
 from llmkit.engine.loss import speaking
 from llmkit.engine.templates import ChatTemplate, Message
@@ -50,7 +51,7 @@ class Sampler(TrainerCallback):
     def _answer(self, model: Any, step: int) -> None:
         model.eval()
         with speaking(model), torch.autocast(model.device.type, torch.bfloat16, enabled=self._bf16):
-            found = answer(model, self._tokenizer, self._prompts, template=self._template, max_new_tokens=MAX_NEW_TOKENS)
+            found = answer(model, self._tokenizer, self._prompts, template=self._template, decoding=Decoding(MAX_NEW_TOKENS))
         model.train()
         with self._out.open("a", encoding="utf-8") as stream:
             for prompt, one in zip(self._prompts, found.items, strict=True):

@@ -8,7 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 VERB = "pairs"
 REVISION = 2
 KIND = Kind.DATASET
-BATCH_SIZE = 16
 _NAMED = 5  # doubtful pairs that are told one by one
 
 
@@ -121,6 +120,7 @@ def _pair(
 
 def _generated(records: "Sequence[Record]", base: Path, config: Config) -> "Paired":
     """Records with the base model's own answer as the rejected one; unpaired where it gave the very answer, or none."""
+    from llmkit import answers
     from llmkit.data.near import normalise
     from llmkit.data.pairs import Paired
     from llmkit.engine import child, measure, templates
@@ -128,21 +128,17 @@ def _generated(records: "Sequence[Record]", base: Path, config: Config) -> "Pair
     asked = [one for one in records if one.rejected is None]
     if not asked:
         return Paired(list(records), 0)
-    exam = measure.Exam(
-        prompts=[one.messages[:-1] for one in asked],
-        dialogues=[],
-        template=templates.resolve(config.template, base),
-        max_new_tokens=config.max_new_tokens,
-        batch_size=BATCH_SIZE,
-    )
-    measured = child.run(measure.variant, base, exam, None, title="rejected answers", total=len(asked))
-    answers = iter(measured.answers.items)
+    prompts: list[Any] = [one.messages[:-1] for one in asked]
+    quiz = measure.Quiz("rejected", prompts, answers.keys(prompts), answers.Decoding(config.max_new_tokens))
+    exam = measure.Exam([quiz], [], templates.resolve(config.template, base))
+    measured = child.run(measure.variant, base, exam, None, {}, title="rejected answers", total=len(asked))
+    generated = iter(measured.answers[quiz.name])
     pairs: list[Record] = []
     for one in records:
         if one.rejected is not None:
             pairs.append(one)
             continue
-        answer = next(answers).text.strip()
+        answer = next(generated).text.strip()
         if answer and normalise(answer) != normalise(one.messages[-1]["content"]):
             pairs.append(one._replace(rejected=answer, pair="generated"))
     return Paired(pairs, len(records) - len(pairs))

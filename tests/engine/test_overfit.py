@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from llmkit.answers import Decoding
 from llmkit.engine import generate, lora, merge, train
 from llmkit.engine.loading import load_model, load_tokenizer
 from llmkit.engine.templates import resolve
@@ -69,7 +70,7 @@ def test_sixteen_rows_are_learnt_by_heart(objective: Any, smollm2: Path, tmp_pat
         load_tokenizer(merged),
         [record["messages"][:1] for record in RECORDS],
         template=resolve("model", merged),
-        max_new_tokens=48,
+        decoding=Decoding(48),
     )
     assert [one.text for one in found.items] == ANSWERS
     assert all(one.stopped for one in found.items)

@@ -107,9 +107,9 @@ def test_the_base_s_own_answers_are_rejected_unless_they_say_the_same(
     asked: list[Any] = []
 
     def run(function: object, folder: object, exam: Any, *_: object, **__: object) -> SimpleNamespace:
-        asked.extend(exam.prompts)
-        texts = [" Wrong. ", "right", ""]
-        return SimpleNamespace(answers=SimpleNamespace(items=[SimpleNamespace(text=text) for text in texts]))
+        [quiz] = exam.quizzes
+        asked.extend(quiz.prompts)
+        return SimpleNamespace(answers={quiz.name: [SimpleNamespace(text=text) for text in (" Wrong. ", "right", "")]})
 
     monkeypatch.setattr(child, "run", run)
     train = [chat("a", "Yes."), chat("b", "Right."), chat("c", "No.", rejected="Nay."), chat("d", "Perhaps.")]
