@@ -1,11 +1,14 @@
-"""Pages that need nothing but themselves: no script, no font, no network. Knows HTML and how data is made safe in it.
+"""Pages that need nothing but themselves: no font, no network, no script but one they carry. Knows HTML and how data is
+made safe in it.
 
 Whatever is not `Html` is escaped on its way in, so a text from the data can never become markup.
 """
 
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from hashlib import sha256
 from html import escape as _escape
 from itertools import zip_longest
 from pathlib import Path
@@ -69,9 +72,20 @@ def element(name: str, *children: object, **attributes: object) -> Html:
 
 def said(text: object, *, block: bool = False, most: int = EXCERPT) -> Html:
     """A text from the data, its direction and language its own; at most `most` characters of it."""
-    shown = printable(text)
-    shown = shown if len(shown) <= most else shown[:most] + "…"
+    shown = excerpt(text, most)
     return quoted(shown, language=language_of(shown), block=block)
+
+
+def excerpt(text: object, most: int) -> str:
+    """`printable(text)`, cut to `most` characters and marked where it is; of a long text no more is looked at."""
+    # A line feed may have been two characters.
+    shown = printable(str(text)[: 2 * most + 2])
+    return shown if len(shown) <= most else shown[:most] + "…"
+
+
+def line(text: object, most: int = 200) -> str:
+    """At most `most` characters of `text` in one line, for a name."""
+    return " ".join(excerpt(text, most).split())
 
 
 def quoted(content: object, *, language: str | None, block: bool) -> Html:
@@ -166,20 +180,26 @@ def contents(sections: Mapping[str, str]) -> Html:
     return element("nav", *links, aria_label="Sections")
 
 
-def page(title: str, *body: object) -> str:
-    """The whole file. It is UTF-8 and ends in a line feed; follows https://html.spec.whatwg.org/."""
+def page(title: str, *body: object, script: str = "", style: str = "") -> str:
+    """The whole file. It is UTF-8 and ends in a line feed; follows https://html.spec.whatwg.org/.
+
+    `script` and `style` are code of ours, never text from the data. The page may run that script and no other; its hash
+    stands in the policy (https://www.w3.org/TR/CSP3/).
+    """
+    policy = f"{POLICY}; script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" if script else POLICY
     return (
         "<!doctype html>\n"
         '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         '<link rel="icon" href="data:,">\n'  # else a server is asked for one
-        f"<title>{escape(title)}</title>\n<style>\n{_style()}</style>\n</head>\n"
-        f"<body>\n<main>\n{join(body)}\n</main>\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{beside('page.css')}{style}</style>\n</head>\n"
+        f"<body>\n<main>\n{join(body)}\n</main>\n" + (f"<script>{script}</script>\n" if script else "") + "</body>\n</html>\n"
     )
 
 
 @cache
-def _style() -> str:
-    return Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+def beside(name: str) -> str:
+    """The text of a style sheet or script that lies beside this module."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")

@@ -5,14 +5,14 @@ Every text in it may come from the data and is escaped. A number that is missing
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import ceil, floor, fsum, log10
-from typing import Any, NamedTuple
+from math import ceil, floor, fsum
+from typing import NamedTuple
 
-from llmkit.report import html
+from llmkit.report import axes, html
+from llmkit.report.axes import Axis
 from llmkit.report.html import Html, count, element, join, percent, said
+from llmkit.report.values import Part, finite
 
-Part = Mapping[str, Any]
 Point = tuple[float, float]
 
 # On the page; log.jsonl and samples.jsonl have all.
@@ -21,7 +21,6 @@ _QUESTIONS = 24
 _ANSWERS = 24  # a question
 _MANY = 60  # steps from which on a smoothed line is drawn
 _WINDOW = 40  # it averages so many parts of the run
-_MOST = 1e100  # a number beyond it is drawn no more than an infinite one: sums of such would overflow
 
 # The picture, in units of its view box.
 _WIDTH, _HEIGHT = 460, 250
@@ -38,7 +37,7 @@ def page(history: Sequence[Part], samples: Sequence[Part], facts: Part) -> str:
         samples: lines of samples.jsonl, {"step", "question", "answer"}, in the order they were written; perhaps none.
         facts: what `engine.train.train` returns; each may be missing.
     """
-    best = _number(facts.get("best_step"))
+    best = finite(facts.get("best_step"))
     parts = [
         ("curves", "How it went", _curves(history, best)),
         ("facts", "What was trained, on what", _facts(facts)),
@@ -98,9 +97,9 @@ def _opening(facts: Part, title: str) -> Html:
 
 
 def _warnings(history: Sequence[Part], facts: Part) -> Html:
-    before, after = (_number(facts.get(f"valid_loss_{when}")) for when in ("before", "after"))
-    records, lost = (_number(facts.get(key)) or 0 for key in ("records", "records_overlong"))
-    bad = sum(_number(value) is None for line in history for key, value in line.items() if key in _LOGGED)
+    before, after = (finite(facts.get(f"valid_loss_{when}")) for when in ("before", "after"))
+    records, lost = (finite(facts.get(key)) or 0 for key in ("records", "records_overlong"))
+    bad = sum(finite(value) is None for line in history for key, value in line.items() if key in _LOGGED)
     found = []
     if before is not None and after is not None and after > before:
         found.append(f"the loss on held-out dialogues rose from {before:.3f} to {after:.3f}")
@@ -126,19 +125,19 @@ def _named(key: str, names: Mapping[str, str]) -> Callable[[Part], Html]:
 
 
 def _counted(key: str, unit: str = "") -> Callable[[Part], str]:
-    return lambda facts: _spelled(facts, key) + unit if _number(facts.get(key)) is not None else ""
+    return lambda facts: _spelled(facts, key) + unit if finite(facts.get(key)) is not None else ""
 
 
 def _counts(names: Mapping[str, str]) -> Callable[[Part], str]:
     def spell(facts: Part) -> str:
-        amounts = [(_number(facts.get(f"records_{key}")), words) for key, words in names.items()]
+        amounts = [(finite(facts.get(f"records_{key}")), words) for key, words in names.items()]
         return "; ".join(f"{count(amount)} {words}" for amount, words in amounts if amount) or "none"
 
     return spell
 
 
 def _before_and_after(facts: Part) -> str:
-    values = [_number(facts.get(f"valid_loss_{when}")) for when in ("before", "after")]
+    values = [finite(facts.get(f"valid_loss_{when}")) for when in ("before", "after")]
     return " → ".join(html.UNKNOWN if value is None else f"{value:.3f}" for value in values)
 
 
@@ -172,12 +171,12 @@ _ROWS: tuple[tuple[str, Callable[[Part], str]], ...] = (
 
 
 def _spelled(facts: Part, key: str) -> str:
-    value = _number(facts.get(key))
+    value = finite(facts.get(key))
     return html.UNKNOWN if value is None else count(value)
 
 
 def _short(value: object) -> str:
-    number = _number(value)
+    number = finite(value)
     return html.UNKNOWN if number is None else _digits(number)
 
 
@@ -189,19 +188,12 @@ def _digits(value: float) -> str:
 
 
 def _duration(value: object) -> str:
-    seconds = _number(value)
+    seconds = finite(value)
     if seconds is None or seconds < 0:
         return html.UNKNOWN
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{seconds // 60:,.0f} min {seconds % 60:.0f} s"
-
-
-def _number(value: object) -> float | None:
-    """`value` if it can be drawn: a number, finite and not absurdly large."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MOST:
-        return None
-    return float(value) if abs(value) >= 1 / _MOST else 0.0
 
 
 # --- the curves -------------------------------------------------------------------------------------------------------
@@ -252,7 +244,7 @@ def _curves(history: Sequence[Part], best: float | None) -> Html:
 
 
 def _points(history: Sequence[Part], key: str) -> list[Point]:
-    found = [(_number(line.get("step")), _number(line.get(key))) for line in history if key in line]
+    found = [(finite(line.get("step")), finite(line.get(key))) for line in history if key in line]
     return sorted((step, value) for step, value in found if step is not None and value is not None)
 
 
@@ -311,7 +303,7 @@ def _draw(lines: Mapping[_Line, list[Point]], best: float | None, *, label: str)
     )
 
 
-def _shapes(line: _Line, points: list[Point], across: "_Axis", up: "_Axis") -> Iterable[Html]:
+def _shapes(line: _Line, points: list[Point], across: Axis, up: Axis) -> Iterable[Html]:
     def place(step: float, value: float) -> tuple[str, str]:
         return f"{across.place(step):.1f}", f"{up.place(value):.1f}"
 
@@ -359,7 +351,7 @@ def _smoothed(points: list[Point]) -> list[Point]:
     return means
 
 
-def _mark(best: float | None, measured: Mapping[float, float], across: "_Axis", up: "_Axis") -> Html:
+def _mark(best: float | None, measured: Mapping[float, float], across: Axis, up: Axis) -> Html:
     """The step whose weights were kept."""
     if best is None or not across.low <= best <= across.high:
         return Html()
@@ -375,7 +367,7 @@ def _mark(best: float | None, measured: Mapping[float, float], across: "_Axis", 
     return element("g", *shapes, class_="best")
 
 
-def _frame(across: "_Axis", up: "_Axis") -> Html:
+def _frame(across: Axis, up: Axis) -> Html:
     size = {"width": _RIGHT - _LEFT, "height": _BOTTOM - _TOP}
     shapes = [element("rect", x=_LEFT, y=_TOP, **size, class_="frame", style=_GRID)]
     for value, text in up.ticks.items():
@@ -394,67 +386,20 @@ def _frame(across: "_Axis", up: "_Axis") -> Html:
 # --- the axes ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """Values from `low` to `high` on a line from `start` to `end`. `ticks`: value → text."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    ticks: Mapping[float, str]
-    by_powers: bool = False
-
-    def place(self, value: float) -> float:
-        low, high, at = (log10(one) if self.by_powers else one for one in (self.low, self.high, value))
-        # Clamped, as rounding may put what stands on the edge a hair beyond it.
-        return self.start + (self.end - self.start) * min(max((at - low) / (high - low), 0.0), 1.0)
-
-
-def _steps_axis(steps: Sequence[float]) -> _Axis:
+def _steps_axis(steps: Sequence[float]) -> Axis:
     low, high = min(steps), max(steps)
     if low == high:
         low, high = low - max(1.0, 1e-6 * abs(low)), high + max(1.0, 1e-6 * abs(high))
-    apart = max(1.0, _round_step(high - low, parts=5))
+    apart = max(1.0, axes.round_step(high - low, parts=5))
     ticks = [apart * n for n in range(ceil(low / apart), floor(high / apart) + 1)]
-    return _Axis(low, high, _LEFT, _RIGHT, {at: count(at) if abs(at) < 1e6 else _digits(at) for at in ticks})
+    return Axis(low, high, _LEFT, _RIGHT, {at: count(at) if abs(at) < 1e6 else _digits(at) for at in ticks})
 
 
-def _values_axis(values: Sequence[float]) -> _Axis:
+def _values_axis(values: Sequence[float]) -> Axis:
     low, high = min(values), max(values)
-    middle = sorted(values)[len(values) // 2]
-    if low > 0 and high > _LOG_SCALE * middle:
-        return _powers_axis(low, high)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # all one value
-        room = abs(high) / 10 or 1.0
-        low, high = low - room, high + room
-    apart = _round_step(high - low, parts=4)
-    first, last = floor(low / apart + 1e-9), ceil(high / apart - 1e-9)
-    ticks = [apart * n for n in range(first, last + 1)]
-    return _Axis(ticks[0], ticks[-1], _BOTTOM, _TOP, {at: _tick(at, apart) for at in ticks})
-
-
-def _powers_axis(low: float, high: float) -> _Axis:
-    first, last = floor(log10(low)), ceil(log10(high))
-    ticks = {10.0**n: f"1e{n}" for n in range(first, last + 1, ceil((last - first) / 5))}
-    return _Axis(10.0**first, 10.0**last, _BOTTOM, _TOP, ticks, by_powers=True)
-
-
-def _round_step(span: float, *, parts: int) -> float:
-    """1, 2 or 5 times a power of ten that divides `span` into about `parts`."""
-    power = 10.0 ** floor(log10(span / parts))
-    return next(times * power for times in (1, 2, 5, 10, 20) if times * power * parts >= span * 0.9)
-
-
-def _tick(value: float, apart: float) -> str:
-    """`value` with as many digits as tell it from its neighbours."""
-    if abs(value) < apart / 2:
-        return "0"
-    size = floor(log10(abs(value)) + 1e-9)
-    digits = max(1, size - floor(log10(apart) + 1e-9) + 1)
-    if -3 <= size < 6:
-        return f"{value:,.{max(0, digits - size - 1)}f}"
-    return f"{value:.{digits}g}".replace("e-0", "e-").replace("e+0", "e")
+    if low > 0 and high > _LOG_SCALE * sorted(values)[len(values) // 2]:
+        return axes.powers(low, high, _BOTTOM, _TOP)
+    return axes.linear(values, _BOTTOM, _TOP, parts=4)
 
 
 # --- the answers ------------------------------------------------------------------------------------------------------
@@ -494,7 +439,7 @@ def _evenly(lines: Sequence[Part], most: int) -> Sequence[Part]:
 
 
 def _when(step: object, best: float | None) -> Html:
-    number = _number(step)
+    number = finite(step)
     if number is None:
         return element("span", "at an unknown step")
     if number == 0:

@@ -102,6 +102,43 @@ def test_markdown_holds_the_same_cells_as_the_terminal(report: dict[str, Any]) -
     assert notes.splitlines() == ["- ! q4_k_m lost the fine-tune: retention 0.397, the floor is 0.8", "- 120 samples a model"]
 
 
+def test_intervals_stand_where_there_is_room(report: dict[str, Any]) -> None:
+    for entry in report["models"].values():
+        entry["intervals"] = {key: [value - 1.5, value + 1.5] for key, value in entry["metrics"].items()}
+    narrow, some, wide = (render(report, width=width, color=False) for width in (96, 102, 200))
+    assert "±" not in narrow
+    assert "20.5±1.5" in some, "ROUGE-L is the first to get one"
+    assert some.count("±") < wide.count("±")
+    assert wide.count("±1.5") == markdown(report).count("±1.5") == 5 * 5
+    assert "± half of the 95 % bootstrap interval" in wide
+    assert max(cell_len(line) for line in some.splitlines()) <= 102
+
+
+def test_perplexity_and_failed_answers_have_columns(report: dict[str, Any]) -> None:
+    assert not {"PPL", "failed"} & set(render(report, width=200, color=False).splitlines()[0].split())
+    report["models"]["merged"] |= {"perplexity": 2.831, "failed": 3}
+    report["models"]["int8"] |= {"failed": 0}
+    lines = render(report, width=200, color=False).splitlines()
+    assert {"PPL", "failed"} <= set(lines[0].split())
+    assert {"2.83", "3"} <= set(lines[2].split())
+
+
+@pytest.mark.parametrize("odd", ["7", True, [], {}, None, 10**400, float("inf")])
+def test_a_foreign_report_is_a_table_too(odd: Any, report: dict[str, Any]) -> None:
+    keys = ("retention", "kl", "size_bytes", "n_samples", "failed", "perplexity", "metrics", "intervals", "runtime")
+    report["models"]["int8"] = dict.fromkeys(keys, odd)
+    report["models"]["nf4"] = {"metrics": {"bleu": odd}, "intervals": {"bleu": [odd, 1]}}
+    report["models"]["odd"] = odd
+    for text in (render(report, width=100, color=False), markdown(report)):
+        assert "int8" in text
+        assert "merged" in text
+
+
+def test_a_name_cannot_break_its_line() -> None:
+    text = render({"models": {"a\n\x1b[31mb\u202e": model(1.0)}}, width=120, color=False)
+    assert "a ␛[31mb⟨U+202E⟩" in text
+
+
 def test_sizes_are_megabytes_until_they_are_long() -> None:
     text = render({"models": {"big": model(1.0, size_bytes=18_500_000_000)}}, width=120, color=False)
     assert "18.5 GB" in text
