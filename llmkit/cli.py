@@ -42,7 +42,15 @@ Workspace = Annotated[Path, typer.Option("--workspace", help="The folder that ho
 Force = Annotated[bool, typer.Option("--force", help="Run even what is fresh; replace an --output that llmkit wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; warnings and errors only.")]
-AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the Python files that the recipe names (clean.custom).")]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Run the Python files that the recipe names (clean.custom, eval.tasks).")
+]
+AllowCodeExec = Annotated[
+    bool, typer.Option("--allow-code-exec", help="Run the programs that a model writes, in a sandbox (eval.code).")
+]
+MaxDrop = Annotated[
+    list[str] | None, typer.Option("--max-drop", metavar="METRIC=POINTS", help="Such as rougeL=1.0; repeatable.")
+]
 Output = Annotated[Path | None, typer.Option("--output", help="With --input: the folder to write.")]
 Model = Annotated[str | None, typer.Option("--model", help="The base: a hub id, modelscope:ID, ./path or demo:smollm2-135m.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="An artifact's folder.")]
@@ -57,11 +65,16 @@ def run(
     workspace: Workspace = RUNS,
     force: Force = False,
     allow_code: AllowCode = False,
+    allow_code_exec: AllowCodeExec = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a recipe's whole chain; what is fresh is skipped."""
-    _do(lambda c: c.run(recipe, set_ or [], workspace, force=force, allow_code=allow_code), json_=json_, quiet=quiet)
+    _do(
+        lambda c: c.run(recipe, set_ or [], workspace, force=force, allow=c.Allowed(allow_code, allow_code_exec)),
+        json_=json_,
+        quiet=quiet,
+    )
 
 
 @app.command()
@@ -221,24 +234,77 @@ def evaluate(
     recipe: RecipeOption = None,
     set_: Overrides = None,
     workspace: Workspace = RUNS,
-    input_: Annotated[str | None, typer.Option("--input", help="Measure this model folder alone; needs --data.")] = None,
+    input_: Annotated[
+        str | None, typer.Option("--input", help="Measure this model folder, GGUF file or http://… alone; needs --data.")
+    ] = None,
     data: Annotated[str | None, typer.Option("--data", help="With --input: a dataset folder with test.jsonl.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="With --input: the model it is to be compared with.")] = None,
     predictions: Annotated[Path | None, typer.Option("--predictions", help='Score these texts: lines {"id", "text"}.')] = None,
     references: Annotated[Path | None, typer.Option("--references", help="With --predictions: what they should be.")] = None,
+    compat: Annotated[
+        list[str] | None, typer.Option("--compat", help="llamafactory, rouge-chinese: their numbers too, labelled; repeatable.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="Of --max-drop: a row, such as merged, or an earlier report's folder.")
+    ] = None,
+    max_drop: MaxDrop = None,
+    review: Annotated[
+        str | None, typer.Option("--review", metavar="A,B", help="Write review.html, a page for blind rating of two rows.")
+    ] = None,
+    ratings: Annotated[list[Path] | None, typer.Option("--ratings", help="What a rater exported; repeatable.")] = None,
     output: Output = None,
     force: Force = False,
     allow_code: AllowCode = False,
+    allow_code_exec: AllowCodeExec = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure base, merged, quantized and GGUF, each in its own runtime."""
+    """Measure base, merged, quantized and GGUF, each in its own runtime; exit code 1 where one fails the gate."""
     if predictions or references:
         if not (predictions and references and output):
             _usage("--predictions, --references and --output go together")
-        _do(lambda c: c.score(predictions, references, output, force=force), json_=json_, quiet=quiet)
+        _do(lambda c: c.score(predictions, references, output, compat=compat or [], force=force), json_=json_, quiet=quiet)
         return
-    alone = {"given": input_, "output": output, "data": data}
-    _step("eval", recipe, set_, [], workspace, alone=alone, force=force, allow_code=allow_code, json_=json_, quiet=quiet)
+    asked: dict[str, object] = {
+        "compat": compat,
+        "gate.baseline": baseline,
+        "gate.max_drop": _points(max_drop) if max_drop else None,
+        "review.models": review.split(",") if review else None,
+        "review.ratings": [str(path) for path in ratings] if ratings else None,
+    }
+    flags = _flags({f"eval.{key}": value for key, value in asked.items()})
+    _step(
+        "eval",
+        recipe,
+        set_,
+        flags,
+        workspace,
+        alone={"given": input_, "output": output, "data": data, "model": model},
+        force=force,
+        allow_code=allow_code,
+        allow_code_exec=allow_code_exec,
+        json_=json_,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def compare(
+    reports: Annotated[
+        list[str], typer.Argument(metavar="A B [C…]", help="Reports' folders, A the baseline; FOLDER:ROW picks a row.")
+    ],
+    max_drop: MaxDrop = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the tables for a CI job's summary here.")] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write the verdict as JUnit XML here.")] = None,
+    json_: Json = False,
+) -> None:
+    """Compare reports sample by sample: differences with intervals, wins and losses, what changed most.
+
+    Exit code 1 where a drop is larger than --max-drop allows and no accident, 2 where the reports cannot be compared or
+    have too few samples to tell.
+    """
+    drops = _points(max_drop or [])
+    _do(lambda c: c.compare(reports, drops, markdown=markdown, junit=junit), json_=json_, quiet=False)
 
 
 @recipes_app.command("list")
@@ -324,6 +390,7 @@ def _step(
     alone: "dict[str, Any]",
     force: bool,
     allow_code: bool,
+    allow_code_exec: bool = False,
     json_: bool,
     quiet: bool,
 ) -> None:
@@ -333,16 +400,32 @@ def _step(
     if alone["given"]:
         overrides = [*(set_ or []), *flags]
         _do(
-            lambda c: c.alone(c.Alone(verb, **alone), recipe, overrides, force=force, allow_code=allow_code),
+            lambda c: c.alone(
+                c.Alone(verb, **alone), recipe, overrides, force=force, allow=c.Allowed(allow_code, allow_code_exec)
+            ),
             json_=json_,
             quiet=quiet,
         )
     else:
         _do(
-            lambda c: c.step(verb, recipe, set_ or [], workspace, flags=flags, force=force, allow_code=allow_code),
+            lambda c: c.step(
+                verb, recipe, set_ or [], workspace, flags=flags, force=force, allow=c.Allowed(allow_code, allow_code_exec)
+            ),
             json_=json_,
             quiet=quiet,
         )
+
+
+def _points(given: list[str]) -> dict[str, float]:
+    """METRIC=POINTS as numbers by metric."""
+    found = {}
+    for one in given:
+        metric, _, points = one.partition("=")
+        try:
+            found[metric] = float(points)
+        except ValueError:
+            _usage(f"--max-drop takes METRIC=POINTS, such as rougeL=1.0, and not {one!r}")
+    return found
 
 
 def _flags(values: dict[str, object]) -> list[str]:

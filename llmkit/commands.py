@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit import artifact, origin, pipeline, progress, recipe
 from llmkit.artifact import Artifact, Kind
 from llmkit.errors import DataError, FidelityError, GateError, LlmkitError, UsageError
-from llmkit.pipeline import Done, Node, Planned
+from llmkit.pipeline import Allowed, Done, Node, Planned
 from llmkit.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -31,11 +32,11 @@ class Result:
     failure: LlmkitError | None = None
 
 
-def run(name: str, overrides: Sequence[str], workspace: Path, *, force: bool, allow_code: bool) -> Result:
+def run(name: str, overrides: Sequence[str], workspace: Path, *, force: bool, allow: Allowed) -> Result:
     """The whole chain of a recipe."""
     chosen = recipe.load(recipe.find(name), overrides)
     _remember(workspace, name, overrides)
-    return _execute(chosen, workspace, targets=None, force=force, allow_code=allow_code)
+    return _execute(chosen, workspace, targets=None, force=force, allow=allow)
 
 
 def step(
@@ -46,7 +47,7 @@ def step(
     *,
     flags: Sequence[str],
     force: bool,
-    allow_code: bool,
+    allow: Allowed,
 ) -> Result:
     """One step of a recipe, its stale inputs first. `flags`: the command's own options, as overrides.
 
@@ -60,7 +61,7 @@ def step(
         raise UsageError(
             f"the recipe {chosen.name} has no {verb} step", where=given, next=f"add a `{verb}:` section, or use --input"
         )
-    return _execute(chosen, workspace, targets=targets, force=force, allow_code=allow_code)
+    return _execute(chosen, workspace, targets=targets, force=force, allow=allow)
 
 
 def explain_record(
@@ -259,11 +260,11 @@ def verify(folder: Path) -> Result:
     return Result(f"{len(found)} artifacts, {count} files: all as recorded", {"artifacts": len(found), "files": count})
 
 
-def score(predictions: Path, references: Path, output: Path, *, force: bool) -> Result:
+def score(predictions: Path, references: Path, output: Path, *, compat: Sequence[str], force: bool) -> Result:
     """`llmkit eval --predictions P --references R --output DIR`: scores of texts alone."""
-    from llmkit.steps import eval as evaluation
+    from llmkit.evaluation import texts
 
-    report = evaluation.score_files(predictions, references)
+    report, samples = texts.score_files(predictions, references, compat=compat)
     if output.exists() and not force:
         raise UsageError(
             "the output is there already",
@@ -271,10 +272,49 @@ def score(predictions: Path, references: Path, output: Path, *, force: bool) -> 
             next="name another --output, or --force to replace its report.json",
         )
     output.mkdir(parents=True, exist_ok=True)
-    artifact.write_json(output / "report.json", report)
-    lines = [f"{name:<7} {value:6.2f}" for name, value in report["metrics"].items()]
+    texts.write(report, samples, output)
+    (model,) = report["models"].values()
+    lines = [_scored(name, value, model["intervals"].get(name)) for name, value in model["metrics"].items()]
     lines += [f"{name}: {signature}" for name, signature in report["signatures"].items()]
-    return Result("\n".join([*lines, f"{report['n_samples']} samples"]), report)
+    return Result("\n".join([*lines, f"{report['n_samples']} samples; intervals of 95 %"]), report)
+
+
+def _scored(name: str, value: float, interval: Sequence[float] | None) -> str:
+    return f"{name:<13} {value:6.2f}" + (f"  [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+
+def compare(names: Sequence[str], max_drop: Mapping[str, float], *, markdown: Path | None, junit: Path | None) -> Result:
+    """`llmkit compare A B [C…]`: reports sample by sample, and a verdict where --max-drop asks for one."""
+    from llmkit.evaluation import judging
+    from llmkit.metrics import compare as comparing
+    from llmkit.report import comparison
+    from llmkit.report import junit as unit
+
+    if junit and not max_drop:
+        raise UsageError("--junit tells of a gate", next="add --max-drop METRIC=POINTS")
+    compared = comparing.compare(names, max_drop=max_drop, score=judging.tallies)
+    data = compared.to_json()
+    if markdown:
+        markdown.write_text(comparison.markdown(data) + "\n", encoding="utf-8")
+    if junit:
+        junit.write_text(unit.xml(data["gate"]), encoding="utf-8")
+    return Result(comparison.render(data, width=_width(), color=False), data, _judged(data["gate"]))
+
+
+def _judged(gate: Mapping[str, Any] | None) -> LlmkitError | None:
+    """What a gate's verdict means for the exit code: 1 for a failure, 2 where it cannot be told."""
+    from llmkit.evaluation import judging
+
+    if gate is None or gate["verdict"] == "pass":
+        return None
+    why = judging.failure(gate)
+    if gate["verdict"] == "fail":
+        return GateError(f"the gate failed: {why}")
+    return DataError(f"the gate cannot tell: {why}", next="give it more samples, or allow a larger drop")
+
+
+def _width() -> int:
+    return shutil.get_terminal_size((110, 24)).columns
 
 
 @dataclass(frozen=True)
@@ -289,10 +329,10 @@ class Alone:
     format: str | None = None
 
 
-def alone(job: Alone, name: str | None, overrides: Sequence[str], *, force: bool, allow_code: bool) -> Result:
+def alone(job: Alone, name: str | None, overrides: Sequence[str], *, force: bool, allow: Allowed) -> Result:
     """One step with `--input` and `--output`; its settings are the recipe's, if one is named, else the defaults."""
     settings = _settings(job, name, overrides)
-    node, inputs = _clean_alone(settings, allow_code=allow_code) if job.verb == "clean" else _ALONE[job.verb](job, settings)
+    node, inputs = _ALONE[job.verb](job, settings, allow)
     config = node.config.model_dump(mode="json")
     fingerprint = artifact.digest(job.verb, node.step.REVISION, config, {role: one.fingerprint for role, one in inputs.items()})
     known = artifact.load(job.output)
@@ -308,7 +348,7 @@ def alone(job: Alone, name: str | None, overrides: Sequence[str], *, force: bool
 def _published(job: Alone, made: Artifact, *, fresh: bool) -> Result:
     data = {"step": job.verb, "path": str(job.output), "fresh": fresh, "facts": dict(made.facts), **_report_of(made)}
     lines = [f"{job.verb}: {'fresh, nothing to do' if fresh else 'done'}; {job.output}"]
-    return Result("\n".join([*lines, *_shown(made)]), data)
+    return Result("\n".join([*lines, *_shown(made)]), data, _judged(made.facts.get("gate")))
 
 
 def _claim(output: Path, *, force: bool) -> None:
@@ -341,13 +381,13 @@ def _settings(job: Alone, name: str | None, overrides: Sequence[str]) -> Recipe:
     return recipe.validate(Recipe, raw, where=where)
 
 
-def _clean_alone(settings: Recipe, *, allow_code: bool) -> tuple[Node, dict[str, Artifact]]:
+def _clean_alone(job: Alone, settings: Recipe, allow: Allowed) -> tuple[Node, dict[str, Artifact]]:
     only = settings.model_copy(update={"finetune": None, "export": None, "eval": None, "quantize": ()})
-    chain = pipeline.lay_out(only, allow_code=allow_code)
+    chain = pipeline.lay_out(only, allow=allow)
     return chain.nodes[0], {role: _here(chain.origins[name]) for role, name in chain.nodes[0].inputs.items()}
 
 
-def _finetune_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifact]]:
+def _finetune_alone(job: Alone, settings: Recipe, allow: Allowed) -> tuple[Node, dict[str, Artifact]]:
     from llmkit.steps import finetune
 
     assert settings.finetune
@@ -359,7 +399,7 @@ def _finetune_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artif
     return node, {"dataset": dataset, "base": base, **start}
 
 
-def _merge_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifact]]:
+def _merge_alone(job: Alone, settings: Recipe, allow: Allowed) -> tuple[Node, dict[str, Artifact]]:
     from llmkit.steps import merge
 
     adapter = _here(origin.adapter(job.given))
@@ -367,7 +407,7 @@ def _merge_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifact
     return Node("merge", merge, settings.merge, {}), {"adapter": adapter, "base": _base(job), **others}
 
 
-def _quantize_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifact]]:
+def _quantize_alone(job: Alone, settings: Recipe, allow: Allowed) -> tuple[Node, dict[str, Artifact]]:
     from llmkit.steps import quantize
 
     if len(settings.quantize) != 1:
@@ -375,7 +415,7 @@ def _quantize_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artif
     return Node("quantize", quantize, settings.quantize[0], {}), {"model": _folder(Path(job.given), Kind.MODEL, "config.json")}
 
 
-def _export_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifact]]:
+def _export_alone(job: Alone, settings: Recipe, allow: Allowed) -> tuple[Node, dict[str, Artifact]]:
     from llmkit.steps import export
 
     assert settings.export
@@ -396,17 +436,35 @@ def _export_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifac
     return node, inputs
 
 
-def _eval_alone(job: Alone, settings: Recipe) -> tuple[Node, dict[str, Artifact]]:
+def _eval_alone(job: Alone, settings: Recipe, allow: Allowed) -> tuple[Node, dict[str, Artifact]]:
+    from llmkit.evaluation.settings import Config
     from llmkit.steps import eval as evaluation
 
     assert settings.eval
     if not job.data:
         raise UsageError("eval alone needs --data, a dataset folder with test.jsonl", next="make one with `llmkit clean`")
-    model = _folder(Path(job.given), Kind.MODEL, "config.json")
-    return Node("eval", evaluation, settings.eval, {}), {"dataset": _dataset(Path(job.data)), "base": model}
+    config, inputs = settings.eval, {"dataset": _dataset(Path(job.data))}
+    if job.model:
+        inputs["base"] = _base(job)
+    if job.given.startswith(("http://", "https://")):
+        if config.endpoint is None:
+            config = recipe.validate(Config, {**config.model_dump(), "endpoint": job.given}, where="--input")
+    elif job.given.lower().endswith(".gguf"):
+        inputs["file"] = _here(origin.file(job.given))
+    else:
+        folder = Path(job.given)
+        # Its row is called as the folder is, beside that of the model it is compared with.
+        role = re.sub(r"[^\w-]", "-", folder.name) if job.model else "base"
+        inputs[role] = _folder(folder, Kind.MODEL, "config.json", Kind.QUANTIZED)
+    files = pipeline.evaluation_files(config)
+    folders = "file" not in inputs and not config.endpoint
+    allowed = {"allow_code": allow.code, "allow_exec": allow.code_exec}
+    check = partial(evaluation.check, config, rows=None, folders=folders, **allowed)
+    return Node("eval", evaluation, config, {}, check), inputs | {role: _here(found) for role, found in files.items()}
 
 
-_ALONE: Mapping[str, Callable[[Alone, Recipe], tuple[Node, dict[str, Artifact]]]] = {
+_ALONE: Mapping[str, Callable[[Alone, Recipe, Allowed], tuple[Node, dict[str, Artifact]]]] = {
+    "clean": _clean_alone,
     "finetune": _finetune_alone,
     "merge": _merge_alone,
     "quantize": _quantize_alone,
@@ -429,11 +487,11 @@ def _dataset(folder: Path) -> Artifact:
     return _folder(folder, Kind.DATASET, "train.jsonl" if (folder / "train.jsonl").exists() else "test.jsonl")
 
 
-def _folder(folder: Path, kind: Kind, needs: str) -> Artifact:
-    """An artifact of ours, or any folder that holds the file which makes it one."""
+def _folder(folder: Path, kind: Kind, needs: str, *others: Kind) -> Artifact:
+    """An artifact of ours, of this kind or one of the others, or any folder that holds the file which makes it one."""
     known = artifact.load(folder)
     if known:
-        return artifact.expect(folder, kind)
+        return artifact.expect(folder, kind, *others)
     if not (folder / needs).is_file():
         raise DataError(
             f"this is no {kind} folder: it has no {needs}" if folder.is_dir() else f"no such {kind} folder", where=str(folder)
@@ -441,8 +499,8 @@ def _folder(folder: Path, kind: Kind, needs: str) -> Artifact:
     return artifact.foreign(folder, kind, cache_folder=origin.cache_folder())
 
 
-def _execute(chosen: Recipe, workspace: Path, *, targets: Sequence[str] | None, force: bool, allow_code: bool) -> Result:
-    done = pipeline.execute(chosen, workspace / chosen.name, targets=targets, force=force, allow_code=allow_code, report=_tell)
+def _execute(chosen: Recipe, workspace: Path, *, targets: Sequence[str] | None, force: bool, allow: Allowed) -> Result:
+    done = pipeline.execute(chosen, workspace / chosen.name, targets=targets, force=force, allow=allow, report=_tell)
     data: dict[str, Any] = {"recipe": chosen.name, "folder": str(workspace / chosen.name)}
     data["steps"] = [_outcome(one) for one in done]
     last = done[-1].artifact
@@ -450,7 +508,7 @@ def _execute(chosen: Recipe, workspace: Path, *, targets: Sequence[str] | None, 
     lines = _shown(last)
     ran = sum(one.seconds > 0 for one in done)
     lines.append(f"{chosen.name}: {ran} of {len(done)} steps run, the rest was fresh; {last.path}")
-    return Result("\n".join(lines), data)
+    return Result("\n".join(lines), data, _judged(last.facts.get("gate")))
 
 
 def _tell(done: Done) -> None:
@@ -490,7 +548,12 @@ def _shown(made: Artifact) -> list[str]:
         return [cleaning.summary(report), f"the whole report: {made.path / 'report.html'}"]
     from llmkit.report import table
 
-    return [table.render(report, width=shutil.get_terminal_size((100, 24)).columns, color=False)]
+    lines = [table.render(report, width=_width(), color=False)]
+    if report.get("gate"):
+        from llmkit.report import verdict
+
+        lines.append(verdict.render(report["gate"], width=_width(), color=False))
+    return [*lines, f"the whole report: {made.path / 'report.html'}"] if (made.path / "report.html").is_file() else lines
 
 
 def _remember(workspace: Path, name: str, overrides: Sequence[str]) -> None:

@@ -121,8 +121,21 @@ def adapter(path: str) -> Origin:
     return Origin(path, found.fingerprint, found, lambda: found)
 
 
+def report(path: str) -> Origin:
+    """An earlier evaluation's folder.
+
+    Raises:
+        DataError: there is none, or it holds no report.
+    """
+    place = _place(path)
+    if not (place / "report.json").is_file():
+        raise DataError("this folder holds no report.json", where=path, next="name a folder that `llmkit eval` wrote")
+    found = artifact.load(place) or artifact.foreign(place, Kind.REPORT)
+    return Origin(path, found.fingerprint, found, lambda: found)
+
+
 def file(path: str) -> Origin:
-    """Any other file that a recipe names, by its content.
+    """Any other file or folder that a recipe names, by its content.
 
     Raises:
         DataError: it is not there.

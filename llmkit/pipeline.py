@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from llmkit import artifact, origin, progress
 from llmkit.artifact import Artifact, Facts, Kind, Manifest
 from llmkit.errors import RecipeError, UsageError
+from llmkit.evaluation import judging, settings
 from llmkit.origin import Origin
 from llmkit.recipe import Recipe
 from llmkit.steps import clean, export, finetune, merge, pairs, quantize
@@ -34,6 +35,17 @@ class Step(Protocol):
     KIND: Kind
 
     def run(self, config: Any, inputs: Mapping[str, Artifact], out: Path) -> Facts: ...
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What of a stranger's may run. `code`: Python files that a recipe names; `code_exec`: programs that a model writes."""
+
+    code: bool = False
+    code_exec: bool = False
+
+
+NOTHING = Allowed()
 
 
 @dataclass(frozen=True)
@@ -87,8 +99,8 @@ class Done:
     seconds: float
 
 
-def lay_out(recipe: Recipe, *, allow_code: bool = False) -> Chain:
-    """The chain that a recipe describes; a part it leaves out is not run. `allow_code`: its Python files may be."""
+def lay_out(recipe: Recipe, *, allow: Allowed = NOTHING) -> Chain:
+    """The chain that a recipe describes; a part it leaves out is not run."""
     origins = {"base": origin.model(recipe.model)}
     nodes: list[Node] = []
     if recipe.data:
@@ -99,7 +111,7 @@ def lay_out(recipe: Recipe, *, allow_code: bool = False) -> Chain:
         files = {f"rules.{index}": origin.file(path) for index, path in enumerate(clean.rule_files(recipe.clean))}
         origins |= files
         config = _clean_config(recipe)
-        check = partial(clean.check, config, allow_code=allow_code)
+        check = partial(clean.check, config, allow_code=allow.code)
         nodes.append(Node("clean", clean, config, {role: role for role in [*sources, *files]}, check))
     model = "base"
     if recipe.finetune:
@@ -117,7 +129,7 @@ def lay_out(recipe: Recipe, *, allow_code: bool = False) -> Chain:
     if recipe.export:
         nodes.append(_exporting(recipe, recipe.export, origins))
     if recipe.eval:
-        nodes.append(_evaluation(recipe, model, quantized))
+        nodes.append(_evaluation(recipe, model, quantized, origins, allow))
     if not nodes:
         raise UsageError("the recipe asks for nothing", where=recipe.name, next="add data, finetune, quantize, export or eval")
     return Chain(origins, tuple(nodes))
@@ -186,17 +198,45 @@ def _exporting(recipe: Recipe, config: export.Config, origins: dict[str, Origin]
     return Node("export", export, config, inputs, check)
 
 
-def _evaluation(recipe: Recipe, model: str, quantized: Mapping[str, str]) -> Node:
+def _evaluation(recipe: Recipe, model: str, quantized: Mapping[str, str], origins: dict[str, Origin], allow: Allowed) -> Node:
     if not recipe.data or not recipe.eval:
         raise UsageError("eval needs `data`", where=f"recipe {recipe.name}", next="add data: {sources: [{path: data/*.jsonl}]}")
+    config = recipe.eval
     inputs = {"dataset": "clean", "base": "base", **quantized}
-    if model != "base":
-        inputs["merged"] = model
+    if recipe.finetune:
+        # The adapter and its pairs tell where the model comes from.
+        inputs |= {"merged": model, "adapter": "finetune"}
     if recipe.export:
         inputs["gguf"] = "export"
-        if recipe.export.adapter:
-            inputs["adapter"] = "finetune"
-    return Node("eval", evaluation, recipe.eval, inputs)
+    files = evaluation_files(config)
+    origins |= files
+    rows = ["base", *(["merged"] if recipe.finetune else []), *quantized, *(["endpoint"] if config.endpoint else [])]
+    check = partial(
+        evaluation.check,
+        config,
+        rows=None if recipe.export else rows,
+        folders=not (recipe.export or config.endpoint),
+        allow_code=allow.code,
+        allow_exec=allow.code_exec,
+    )
+    return Node("eval", evaluation, config, {**inputs, **{role: role for role in files}}, check)
+
+
+def evaluation_files(config: settings.Config) -> dict[str, Origin]:
+    """What an evaluation reads beside models and data, by role; all of it counts by its content."""
+    paths = {f"words.{index}": path for index, path in enumerate(config.sensitive)}
+    if config.review:
+        paths |= {f"ratings.{index}": path for index, path in enumerate(config.review.ratings)}
+    if config.code and config.code.problems != "bundled":
+        paths["problems"] = config.code.problems
+    if config.tasks:
+        from llmkit.engine import harness_tasks
+
+        paths |= {f"task.{index}": str(path) for index, path in enumerate(harness_tasks.local_files(config.tasks))}
+    found = {role: origin.file(path) for role, path in paths.items()}
+    if config.gate and config.gate.baseline and judging.is_folder(config.gate.baseline):
+        found["baseline"] = origin.report(config.gate.baseline)
+    return found
 
 
 def _folder_of(found: Origin) -> Path | None:
@@ -266,7 +306,7 @@ def execute(
     *,
     targets: Sequence[str] | None = None,
     force: bool = False,
-    allow_code: bool = False,
+    allow: Allowed = NOTHING,
     report: Callable[[Done], None] = lambda done: None,
 ) -> list[Done]:
     """Run what is stale among `targets` (default: everything) and what they need.
@@ -276,14 +316,14 @@ def execute(
         folder: its folder in the workspace; locked while this runs.
         targets: names of nodes.
         force: run the targets even where they are fresh.
-        allow_code: Python files that the recipe names may be run.
+        allow: what of a stranger's may be run.
         report: called as each node is found fresh or finished.
 
     Raises:
         LlmkitError: whatever a check or a step raises; what was published before stays.
     """
     with _locked(folder):
-        chain = lay_out(recipe, allow_code=allow_code)
+        chain = lay_out(recipe, allow=allow)
         names = [node.name for node in chain.nodes]
         wanted = chain.upstream(targets or names)
         forced = (targets or names) if force else ()
@@ -292,7 +332,7 @@ def execute(
         planned = [p for p in plan(chain, folder, force=forced) if p.node.name in wanted]
         if any(not p.fresh for p in planned):
             _check(planned)
-            fetched = _fetch(chain, planned, partial(lay_out, recipe, allow_code=allow_code))
+            fetched = _fetch(chain, planned, partial(lay_out, recipe, allow=allow))
             if fetched is not chain:
                 # A hub model's fingerprint is its content, known only now.
                 chain, planned = fetched, [p for p in plan(fetched, folder, force=forced) if p.node.name in wanted]

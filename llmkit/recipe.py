@@ -15,8 +15,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from llmkit.errors import RecipeError
+from llmkit.evaluation import settings as eval_settings
 from llmkit.steps import clean as clean_step
-from llmkit.steps import eval as eval_step
 from llmkit.steps import export as export_step
 from llmkit.steps import finetune as finetune_step
 from llmkit.steps import merge as merge_step
@@ -86,7 +86,7 @@ class Recipe(BaseModel):
         (), description="bitsandbytes checkpoints."
     )
     export: export_step.Config | None = Field(None, description="GGUF files.")
-    eval: eval_step.Config | None = Field(None, description="What is measured, on every variant.")
+    eval: eval_settings.Config | None = Field(None, description="What is measured, on every variant.")
 
 
 SECTIONS = ("data", "clean", "finetune", "merge", "quantize", "export", "eval")

@@ -182,7 +182,8 @@ def test_eval_scores_texts_alone_without_torch(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     found = json.loads(result.stdout)
-    assert found["metrics"] == {"bleu": 100.0, "rouge1": 100.0, "rouge2": 100.0, "rougeL": 100.0, "chrf": 100.0}
+    metrics = found["models"]["predictions"]["metrics"]
+    assert {metrics[name] for name in ("bleu", "rouge1", "rouge2", "rougeL", "chrf", "exact_match", "f1")} == {100.0}
     assert json.loads((tmp_path / "out" / "report.json").read_text("utf-8")) == found
 
 

@@ -94,13 +94,24 @@ def refusals() -> Rule:
         said = "\0".join(heads).lower()
         if not hint.search(said):
             return record
-        for head in said.replace("’", "'").split("\0"):
-            found = phrase.search(head)
-            if found and found.start() <= _HEAD:
-                return Rejection("refusal", found[0].strip())
+        for head in said.split("\0"):
+            if found := _refusal(head, phrase):
+                return Rejection("refusal", found)
         return record
 
     return judge
+
+
+def is_refusal(text: str) -> bool:
+    """Whether an answer is such boilerplate, by the phrases and places of `refusals`."""
+    hint, phrase = _phrases()
+    head = text[:_CLAUSE].lower()
+    return bool(hint.search(head) and _refusal(head, phrase))
+
+
+def _refusal(head: str, phrase: re.Pattern[str]) -> str | None:
+    found = phrase.search(head.replace("’", "'"))
+    return found[0].strip() if found and found.start() <= _HEAD else None
 
 
 def _repeated(text: str, windows: int) -> float:

@@ -63,6 +63,16 @@ def sensitive(words: Sequence[Path], *, action: Action, respell: Callable[[str],
     return judge
 
 
+def holds_any(words: Sequence[Path]) -> Callable[[str], bool]:
+    """Whether a text holds a word of these lists, by the rules of `sensitive`.
+
+    Raises:
+        DataError: as `sensitive`.
+    """
+    find = _finder([word for path in words for word in _listed(path)])
+    return lambda text: bool(find(text))
+
+
 def _listed(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")

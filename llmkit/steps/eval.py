@@ -1,264 +1,211 @@
 """eval: a DATASET's test split and every variant of a model → REPORT. Each variant answers in its own runtime.
 
-`report.json` has a row per variant; `samples.jsonl` has every prompt, its reference and all answers.
+`report.json` has a row per variant, `samples.jsonl` every prompt with its reference and all answers; `report.html`,
+`report.md` and `junit.xml` tell the same to people and to CI, and `review.html` asks people.
 """
 
-import json
-import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from llmkit import artifact, progress
+from llmkit import artifact, origin, progress
 from llmkit.artifact import Artifact, Facts, Kind
-from llmkit.errors import DataError
+from llmkit.errors import MachineError, UsageError
+from llmkit.evaluation import coding as code_evaluation
+from llmkit.evaluation import judging, questions, reviewing
+from llmkit.evaluation.coding import Coding
+from llmkit.evaluation.settings import Config, Review
+
+if TYPE_CHECKING:
+    from llmkit.evaluation.measuring import Plan, Row
+    from llmkit.evaluation.questions import Question
+    from llmkit.evaluation.variants import Variant
 
 VERB = "eval"
-REVISION = 1
+REVISION = 2
 KIND = Kind.REPORT
-# Dialogues whose answers' tokens give the KL; more would sharpen it little and cost minutes on a laptop.
+RESUMABLE = True  # an endpoint's answers wait in the staging folder
+# Dialogues whose answers' tokens give perplexity and KL; more would sharpen them little and cost minutes on a laptop.
 KL_DIALOGUES = 40
 
 
-class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    max_new_tokens: int = Field(48, ge=1, description="The longest answer, in tokens.")
-    max_samples: int | None = Field(None, ge=1, description="At most so many test dialogues, the first ones; None: all.")
-    batch_size: int = Field(32, ge=1, description="Prompts answered at once by a Hugging Face model.")
+def check(config: Config, *, rows: Sequence[str] | None, folders: bool, allow_code: bool, allow_exec: bool) -> None:
+    """Refuse before any work what would fail after it.
 
+    Args:
+        rows: the report's rows, where they are known before export has chosen its types.
+        folders: all of them are Hugging Face folders.
+        allow_code: Python files that the recipe names may be run.
+        allow_exec: programs that a model writes may be run, in a sandbox.
 
-@dataclass(frozen=True)
-class Question:
-    """A test dialogue: what is asked, and what the data answers."""
+    Raises:
+        UsageError: a permission, a row or a task that is not there.
+        MachineError: an extra is not installed.
+    """
+    if config.code and not allow_exec:
+        raise UsageError("eval.code runs programs that a model writes", next="say --allow-code-exec to run them in a sandbox")
+    if config.code:
+        code_evaluation.check()
+    if config.beams > 1 and config.temperature:
+        raise UsageError("eval.beams goes with temperature 0", next="leave one of them out")
+    if config.beams > 1 and not folders:
+        raise UsageError("neither llama.cpp nor an endpoint does beam search", next="set eval.beams to 1, or leave export out")
+    if rows is not None and config.review:
+        reviewing.check(config.review, rows)
+    if config.gate:
+        judging.check(config.gate, rows)
+    if config.compat:
+        from llmkit.metrics import compat
 
-    id: str
-    prompt: list[dict[str, str]]
-    reference: str
+        compat.check(config.compat)
+    if config.tasks:
+        from llmkit.engine import harness_tasks
 
-    @property
-    def dialogue(self) -> list[dict[str, str]]:
-        return [*self.prompt, {"role": "assistant", "content": self.reference}]
-
-
-@dataclass(frozen=True)
-class Row:
-    """What was measured of one variant. `stopped`: share of answers that ended by themselves; the memory is its process's."""
-
-    answers: list[str]
-    stopped: float
-    tokens_per_second: float
-    peak_memory_bytes: int
-    size_bytes: int
-    kl: float | None
-    runtime: str
+        harness_tasks.check(config.tasks, allow_code=allow_code)
+    if config.engine == "vllm" and find_spec("vllm") is None:
+        raise MachineError("vLLM is not installed", next="pip install vllm, on a machine with a GPU, or leave eval.engine out")
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
-    """Answer, score, compare, report.
+    """Answer, measure, score, judge, report.
+
+    Writes report.json, samples.jsonl, report.html and report.md, with a gate junit.xml and with a review review.html. Facts:
+    `n_samples`, `variants`, `warnings`, and `gate` {verdict, checks} or None: a report that fails its gate is published.
 
     Raises:
-        DataError: the test split is empty.
-        MachineError: a variant's process died.
+        DataError: the test split is empty, or a rater's file is not of this review.
+        MachineError: a variant's process died, or an endpoint answered nothing.
     """
-    from llmkit.report import table
+    asked = questions.read(inputs["dataset"].path / "test.jsonl", config.max_samples)
+    coding = Coding(config.code, inputs["problems"].path if "problems" in inputs else None) if config.code else None
+    if config.tasks:
+        from llmkit.engine import harness
 
-    questions = _questions(inputs["dataset"].path / "test.jsonl", config.max_samples)
-    rows = dict(_measure(config, inputs, questions, out))
-    report = summarise(rows, questions, reference="merged" if "merged" in inputs else "base")
-    report["settings"] = {
-        **config.model_dump(mode="json"),
-        "decoding": "greedy",
-        "kl_dialogues": min(KL_DIALOGUES, len(questions)),
-    }
-    artifact.write_json(out / "report.json", report)
-    (out / "report.md").write_text(table.markdown(report) + "\n", encoding="utf-8")
-    _write_samples(out / "samples.jsonl", questions, rows)
+        harness.fetch(config.tasks, allow_code=True)  # before a model is loaded; `check` has refused code that is not allowed
+    scratch = out / "scratch"
+    scratch.mkdir(exist_ok=True)
+    rows = _rows(config, inputs, asked, coding, scratch)
+    shutil.rmtree(scratch)
+    report, lines = _report(config, inputs, asked, rows)
+    if coding:
+        report["code"] = {name: coding.report(name, row.quizzes["code"]) for name, row in rows.items()}
+    if config.review:
+        report["review"] = _review(config.review, inputs, asked, lines, out)
+    _write(report, lines, out)
+    if config.gate:
+        earlier = inputs["baseline"].path if "baseline" in inputs else None
+        verdict = judging.judge(config.gate, out, earlier, [name for name, row in rows.items() if row.changed])
+        report["gate"] = verdict.to_json()
+        _write(report, lines, out)
+    _write_pages(report, lines, out)
     for warning in report["warnings"]:
         progress.note(f"warning: {warning}")
-    return {"n_samples": len(questions), "variants": list(rows), "warnings": report["warnings"]}
+    return {"n_samples": len(asked), "variants": list(rows), "warnings": report["warnings"], "gate": report["gate"]}
 
 
-def score_files(predictions: Path, references: Path) -> dict[str, Any]:
-    """Scores of texts that are already there; needs no model and no torch.
+def _rows(
+    config: Config, inputs: Mapping[str, Artifact], asked: "Sequence[Question]", coding: "Coding | None", scratch: Path
+) -> "dict[str, Row]":
+    """Every variant measured, base and merged first, the endpoint last."""
+    from llmkit.evaluation import variants
+    from llmkit.evaluation.measuring import Bench
 
-    Raises:
-        DataError: the files do not hold the same ids, or a line is not `{"id", "text"}`.
-    """
-    from llmkit.metrics import pairs, text
+    cache = origin.cache_folder()
+    found: list[Variant] = list(variants.find(inputs, cache=cache))
+    wanted = "merged" if "merged" in inputs else "base"
+    reference = next((one for one in found if isinstance(one, variants.Folder) and one.name == wanted), None)
+    if config.endpoint:
+        found.append(variants.remote(config.endpoint))
+    template = None
+    if reference:
+        from llmkit.engine import templates
 
-    found = pairs.read_pairs(predictions, references)
-    scores = text.score([text.clean_output(pair.hypothesis) for pair in found], [pair.reference for pair in found])
-    return {"metrics": dict(scores.metrics), "signatures": dict(scores.signatures), "n_samples": len(found)}
+        template = templates.resolve("model", reference.path)
+    return Bench(_plan(config, asked, coding), reference, template, scratch=scratch, cache=cache).rows(found)
 
 
-def summarise(rows: Mapping[str, Row], questions: Sequence[Question], *, reference: str) -> dict[str, Any]:
-    """The report: scores, sizes, speeds and retention for each variant, and what to be warned of."""
-    from llmkit.metrics import text
-    from llmkit.report import table
+def _plan(config: Config, asked: "Sequence[Question]", coding: "Coding | None") -> "Plan":
+    from llmkit import answers
+    from llmkit.evaluation.measuring import DIALOGUES, Plan, Quiz
 
-    expected = [question.reference for question in questions]
-    base_kl = rows["base"].kl if "base" in rows else None
-    models, signatures, warnings = {}, {}, []
-    for name, row in rows.items():
-        scores = text.score(row.answers, expected)
-        signatures = dict(scores.signatures)
-        kept = _retention(name, row, base_kl, reference)
-        models[name] = {
-            "metrics": dict(scores.metrics),
-            "size_bytes": row.size_bytes,
-            "tokens_per_second": row.tokens_per_second,
-            "peak_memory_bytes": row.peak_memory_bytes,
-            "retention": kept,
-            "kl": row.kl,
-            "stopped": row.stopped,
-            "runtime": row.runtime,
-            "n_samples": len(questions),
-        }
-        if table.lost_fine_tune(name, models[name]):
-            warnings.append(f"{name} lost the fine-tune: it kept {kept:.0%} of it (retention {kept:.3f})")
-    return {
-        "reference": reference,
-        "n_samples": len(questions),
-        "models": models,
-        "signatures": signatures,
-        "warnings": warnings,
+    prompts = [one.prompt for one in asked]
+    quizzes = {DIALOGUES: Quiz(prompts, answers.keys(prompts), config.decoding)}
+    if coding:
+        quizzes["code"] = Quiz(coding.prompts, coding.keys, coding.decoding(config.seed))
+    tasks = None
+    if config.tasks:
+        tasks = {"tasks": list(config.tasks), "limit": config.task_limit, "fewshot": config.task_fewshot}
+        tasks["allow_code"] = True  # `check` has refused it where it was not allowed
+    dialogues = [one.dialogue for one in asked[:KL_DIALOGUES]]
+    return Plan(quizzes, dialogues, config.batch_size, config.slots, config.engine, tasks)
+
+
+def _report(
+    config: Config, inputs: Mapping[str, Artifact], asked: "Sequence[Question]", rows: "Mapping[str, Row]"
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The report but for code, review and gate, and a line for each sample."""
+    from llmkit.data import sensitive
+    from llmkit.evaluation import summary
+
+    words = [inputs[f"words.{index}"].path for index in range(len(config.sensitive))]
+    marked = summary.mark(rows, asked, is_sensitive=sensitive.holds_any(words) if words else None, compat=config.compat)
+    reference = next((name for name in ("merged", "base") if name in rows), None)
+    report = summary.report(rows, asked, marked, reference=reference)
+    if words:
+        lists = artifact.digest([inputs[f"words.{index}"].fingerprint for index in range(len(words))])
+        report["signatures"]["sensitive"] += f"|lists:{lists[:16]}"
+    report["settings"] = {
+        **config.model_dump(mode="json", exclude={"gate", "review"}),
+        "decoding": "beam search" if config.beams > 1 else "sampling" if config.temperature else "greedy",
+        "prompts": questions.digest(asked),
+        "kl_dialogues": min(KL_DIALOGUES, len(asked)),
+        "tokenizer": _tokenizer(inputs, reference),
     }
+    if config.tasks:
+        from llmkit.engine import harness_tasks
+
+        chosen = harness_tasks.select(config.tasks, allow_code=True)
+        found = harness_tasks.signatures(chosen, limit=config.task_limit, fewshot=config.task_fewshot)
+        report["signatures"] |= {f"task {name}": signature for name, signature in found.items()}
+    report["lineage"] = summary.lineage(inputs)
+    report["command"] = shlex.join(["llmkit", *sys.argv[1:]])
+    report["gate"] = None
+    return report, list(summary.samples(rows, asked, marked))
 
 
-def _retention(name: str, row: Row, base_kl: float | None, reference: str) -> float | None:
-    """The share of the fine-tune that a variant kept; the base has none to keep."""
-    from llmkit.report import table
-
-    return None if name == table.BASE else table.retention(0.0 if name == reference else row.kl, base_kl)
-
-
-def _questions(path: Path, limit: int | None) -> list[Question]:
-    from llmkit.data import record
-
-    found = []
-    for one in record.read_records(path):
-        messages = [dict(message) for message in one.messages]
-        if messages and messages[-1]["role"] == "assistant" and len(messages) > 1:
-            found.append(Question(one.id, messages[:-1], messages[-1]["content"]))  # type: ignore[arg-type]
-        if limit and len(found) == limit:
-            break
-    if not found:
-        raise DataError(
-            "the test split is empty", where=str(path), next="give clean more dialogues, or data.split a larger test share"
-        )
-    return found
+def _tokenizer(inputs: Mapping[str, Artifact], reference: str | None) -> str | None:
+    """What perplexities compare under."""
+    path = inputs[reference].path / "tokenizer.json" if reference else None
+    return artifact.sha256_file(path) if path and path.is_file() else None
 
 
-def _measure(
-    config: Config, inputs: Mapping[str, Artifact], questions: Sequence[Question], out: Path
-) -> Iterator[tuple[str, Row]]:
-    """A row per variant: base, merged, the bitsandbytes folders, then each GGUF file. The reference is measured first."""
-    from llmkit.engine import child, measure, templates
-
-    reference = "merged" if "merged" in inputs else "base"
-    folder = inputs[reference].path
-    exam = measure.Exam(
-        prompts=[question.prompt for question in questions],
-        dialogues=[question.dialogue for question in questions[:KL_DIALOGUES]],
-        template=templates.resolve("model", folder),
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-    )
-    scratch = out / "reference.npy"
-    measured, kept = child.run(measure.reference, folder, exam, out, title=f"eval {reference}", total=len(questions))
-    rows = {reference: _row(measured, inputs[reference].size_bytes)}
-    quantized = [name for name in inputs if name not in ("dataset", "base", "merged", "gguf", "adapter")]
-    for name in ("base", *quantized):
-        if name in inputs and name != reference:
-            measured = child.run(measure.variant, inputs[name].path, exam, kept, title=f"eval {name}", total=len(questions))
-            rows[name] = _row(measured, inputs[name].size_bytes)
-    order = ("base", "merged", *quantized)
-    yield from sorted(rows.items(), key=lambda item: order.index(item[0]))
-    if "gguf" in inputs:
-        for name, files in sorted(_gguf_files(inputs["gguf"]).items(), key=lambda item: -item[1].size_bytes):
-            yield name, _gguf_row(name, files, exam, kept, inputs)
-    scratch.unlink()
+def _review(
+    review: Review, inputs: Mapping[str, Artifact], asked: "Sequence[Question]", lines: Sequence[Mapping[str, Any]], out: Path
+) -> dict[str, Any] | None:
+    """Write the page that asks; what raters said, if they did."""
+    names = list(lines[0]["answers"])
+    reviewing.check(review, names)
+    arranged = reviewing.Reviewing(review, asked, {name: [line["answers"][name] for line in lines] for name in review.models})
+    (out / "review.html").write_text(arranged.page(), encoding="utf-8")
+    files = [inputs[f"ratings.{index}"].path for index in range(len(review.ratings))]
+    return arranged.rated(files) if files else None
 
 
-@dataclass(frozen=True)
-class GgufFiles:
-    """What llama.cpp is given: a model's file, or the first of its parts, and the LoRA over it."""
+def _write(report: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], out: Path) -> None:
+    from llmkit.evaluation import summary
 
-    path: Path
-    size_bytes: int
-    adapter: Path | None = None
+    artifact.write_json(out / "report.json", report)
+    summary.write_samples(out / "samples.jsonl", lines)
 
 
-def _gguf_files(found: Artifact) -> dict[str, GgufFiles]:
-    """By type; the base under its adapter as TYPE+lora."""
-    files = {kind: GgufFiles(found.path / facts["files"][0], facts["bytes"]) for kind, facts in found.facts["types"].items()}
-    lora = found.facts.get("adapter")
-    if lora:
-        path, base = found.path / lora["file"], lora["base"]
-        size = base["bytes"] + path.stat().st_size
-        files[f"{base['type']}+lora"] = GgufFiles(found.path / base["files"][0], size, path)
-    return files
+def _write_pages(report: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], out: Path) -> None:
+    from llmkit.report import evaluation, junit
 
-
-def _row(measured: Any, size: int) -> Row:
-    from llmkit.metrics.text import clean_output
-
-    answers = measured.answers
-    return Row(
-        answers=[clean_output(one.text) for one in answers.items],
-        stopped=sum(one.stopped for one in answers.items) / len(answers.items),
-        tokens_per_second=answers.tokens_per_second,
-        peak_memory_bytes=measured.peak_memory_bytes,
-        size_bytes=size,
-        kl=measured.kl,
-        runtime=measured.runtime,
-    )
-
-
-def _gguf_row(name: str, files: GgufFiles, exam: Any, kept: Any, inputs: Mapping[str, Artifact]) -> Row:
-    """Answers from llama.cpp through the file's own tokenizer and template; KL from its dequantized weights."""
-    from llmkit.engine import child, retention
-    from llmkit.gguf import read, runtime
-    from llmkit.metrics.text import clean_output
-
-    context = max(runtime.room(prompt, exam.max_new_tokens) for prompt in exam.prompts)
-    answers = []
-    with (
-        runtime.LlamaServer(files.path, threads=os.cpu_count() or 1, context=context, adapter=files.adapter) as server,
-        progress.track(f"eval {name}", total=len(exam.prompts)) as bar,
-    ):
-        started = time.perf_counter()
-        for one in server.chat_many(exam.prompts, max_tokens=exam.max_new_tokens):
-            answers.append(one)
-            bar.advance()
-        seconds = time.perf_counter() - started
-        peak = server.peak_memory_bytes
-    tuned = inputs["adapter"].path if files.adapter else None
-    folder = inputs["base"].path if files.adapter else kept.head
-    weighed = child.run(
-        retention.weigh, partial(read.state_dict, files.path), folder, tuned, kept, (), title=f"KL {name}", total=1
-    )
-    # The EOS that ends an answer is generated as well, though llama.cpp does not hand it out.
-    tokens = sum(len(one.tokens) + one.stopped for one in answers)
-    return Row(
-        answers=[clean_output(one.text) for one in answers],
-        stopped=sum(one.stopped for one in answers) / len(answers),
-        tokens_per_second=tokens / seconds,
-        peak_memory_bytes=peak,
-        size_bytes=files.size_bytes,
-        kl=weighed.kl,
-        runtime="llama.cpp on cpu",
-    )
-
-
-def _write_samples(path: Path, questions: Sequence[Question], rows: Mapping[str, Row]) -> None:
-    with path.open("w", encoding="utf-8") as stream:
-        for index, question in enumerate(questions):
-            answers = {name: row.answers[index] for name, row in rows.items()}
-            sample = {"id": question.id, "prompt": question.prompt, "reference": question.reference, "answers": answers}
-            stream.write(json.dumps(sample, ensure_ascii=False) + "\n")
+    (out / "report.html").write_text(evaluation.page(report, lines), encoding="utf-8")
+    (out / "report.md").write_text(evaluation.summary(report) + "\n", encoding="utf-8")
+    if report["gate"]:
+        (out / "junit.xml").write_text(junit.xml(report["gate"]), encoding="utf-8")

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from llmkit import progress, release
+from llmkit import answers, progress, release
+from llmkit.answers import Decoding
 from llmkit.artifact import Artifact, Facts, Kind, digest
 from llmkit.errors import DataError, GateError, UsageError
 from llmkit.report.table import RETENTION_FLOOR
@@ -383,8 +384,9 @@ class _Export:
             raise DataError(f"no held-out prompt is sure to fit {longest} tokens", where=str(self.inputs["dataset"].path))
         context = max(size for size in sizes if size <= longest)
         with runtime.LlamaServer(path, threads=os.cpu_count() or 1, context=context) as server:
-            answers = [one.text for one in server.chat_many([one[:-1] for one in asked], max_tokens=ANSWER_TOKENS)]
-        scores = text.score([text.clean_output(one) for one in answers], [messages[-1]["content"] for messages in asked])
+            prompts = [messages[:-1] for messages in asked]
+            given = server.answer_many(prompts, decoding=Decoding(ANSWER_TOKENS), keys=answers.keys(prompts))
+        scores = text.score([text.clean_output(one.text) for one in given], [messages[-1]["content"] for messages in asked])
         return scores.metrics["rougeL"]
 
 

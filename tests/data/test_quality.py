@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkit.data.filters import Rejection
-from llmkit.data.quality import REFUSALS, refusals, repetition, special
+from llmkit.data.quality import REFUSALS, is_refusal, refusals, repetition, special
 from llmkit.data.record import Record
 
 
@@ -171,3 +171,11 @@ def test_rules_of_quality_leave_the_record_as_it_was(texts: list[str]) -> None:
         verdict = rule(record)
         assert record == copy
         assert verdict is record or isinstance(verdict, Rejection)
+
+
+@given(
+    st.one_of(st.text(max_size=80), st.sampled_from(["As an AI language model, I", "作为一个人工智能", "我无法", "Sure."])),
+    st.text(max_size=80),
+)
+def test_an_answer_is_a_refusal_where_the_rule_would_drop_it(head: str, tail: str) -> None:
+    assert is_refusal(head + tail) is isinstance(refusals()(of("问", head + tail)), Rejection)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llmkit.data import sensitive as module
 from llmkit.data.filters import Changed, Rejection
 from llmkit.data.record import Record
-from llmkit.data.sensitive import sensitive
+from llmkit.data.sensitive import holds_any, sensitive
 from llmkit.errors import DataError
 
 
@@ -177,3 +177,12 @@ def test_ten_thousand_words_are_ready_in_half_a_second_and_all_found(tmp_path: P
     assert time.perf_counter() - began < 0.5
     assert len(words) == 10_000
     assert all(isinstance(rule(record(f"他说{word}了")), Changed) for word in words)
+
+
+def test_a_text_holds_a_listed_word_where_the_rule_would_drop_it(tmp_path: Path) -> None:
+    lists = [listed(tmp_path, "坏词", "class war"), listed(tmp_path, "ugly", name="more.txt")]
+    holds, rule = holds_any(lists), sensitive(lists, action="drop")
+    for text in ("这是坏词", "classwar", "a CLASS WAR", "ugly", "uglyx", "", "好词"):
+        assert holds(text) is isinstance(rule(record(text)), Rejection)
+    assert holds("这是坏词")
+    assert not holds("uglyx")

@@ -1,0 +1,166 @@
+"""Holds an evaluation's gate against its report. Knows reports and limits; the rule itself is in metrics/gate."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.errors import UsageError
+from llmkit.evaluation.settings import Gate
+
+if TYPE_CHECKING:
+    from llmkit.metrics.gate import Check, Entry, Verdict
+    from llmkit.metrics.reports import Report
+    from llmkit.metrics.tally import Tally
+
+# What a gate can ask of. Those of the first line come from the texts, sample by sample, so that a drop can be told from noise.
+SCORES = [
+    "bleu",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "chrf",
+    "exact_match",
+    "f1",
+    "distinct1",
+    "distinct2",
+    "repetition",
+    "length_ratio",
+    "refusals",
+    "sensitive",
+]
+NUMBERS = [
+    "perplexity",
+    "kl",
+    "mean",
+    "median",
+    "p99",
+    "same_top",
+    "rms_dp",
+    "retention",
+    "stopped",
+    "failed",
+    "peak_memory_bytes",
+    "log_probability",
+]
+
+
+def check(gate: Gate, rows: Sequence[str] | None) -> None:
+    """Refuse a gate that names what is not measured. `rows`: the report's, where they are known already."""
+    for key, names, known in (
+        ("max_drop", gate.max_drop, [name for name in SCORES if name != "length_ratio"]),  # which has no better side
+        ("min", gate.min, [*SCORES, *NUMBERS]),
+        ("max", gate.max, [*SCORES, *NUMBERS]),
+    ):
+        for name in names:
+            if name not in known:
+                near = get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise UsageError(
+                    f"eval.gate.{key} names {name!r}, which is no metric", next=f"{hint}choose from {', '.join(known)}"
+                )
+    named = [*(gate.variants or ()), *([gate.baseline] if gate.baseline and not is_folder(gate.baseline) else [])]
+    for name in named:
+        if rows is not None and name not in rows:
+            raise UsageError(f"eval.gate names {name!r}, which is not measured", next=f"choose from {', '.join(rows)}")
+    if rows is not None and not judged(gate, rows):
+        raise UsageError(
+            "eval.gate judges nothing: base and the baseline are all there is", next="name rows in eval.gate.variants"
+        )
+
+
+def judged(gate: Gate, rows: Sequence[str]) -> list[str]:
+    """The rows that are held to the limits."""
+    from llmkit.metrics import gate as rule
+
+    if gate.variants:
+        return list(gate.variants)
+    return rule.judged(rows, baseline=None if gate.baseline and is_folder(gate.baseline) else gate.baseline)
+
+
+def is_folder(baseline: str) -> bool:
+    """Whether a gate's baseline is an earlier report's folder, and no row of this one."""
+    return "/" in baseline or Path(baseline).is_dir()
+
+
+def judge(gate: Gate, folder: Path, earlier: Path | None, changed: Sequence[str]) -> "Verdict":
+    """The verdict on the report in `folder`.
+
+    Args:
+        gate: the limits.
+        folder: holds report.json and samples.jsonl.
+        earlier: the folder of the report that drops are measured from; None: the baseline is a row of this one, or none.
+        changed: variants whose files are not those that were published.
+
+    Raises:
+        UsageError: a row that is not there.
+        DataError: an earlier report that cannot be read.
+    """
+    from llmkit.metrics import gate as rule
+    from llmkit.metrics import reports
+
+    report = reports.read(folder)
+    check(gate, list(report.rows))
+    names = judged(gate, list(report.rows))
+    before = reports.read(earlier) if earlier else report
+    against = {name: _baseline(gate, report, before, name) for name in names} if gate.baseline else {}
+    why = reports.obstacles(before, report) if earlier else []
+    if why:
+        return rule.Verdict((_incomparable(why),))
+    limits = rule.Limits(gate.max_drop, gate.min, gate.max, gate.max_bytes, gate.min_tokens_per_second, gate.min_retention)
+    verdict = rule.judge(limits, _entries(report, before, names, against))
+    return rule.Verdict((*verdict.checks, *(_changed(name) for name in names if name in changed)))
+
+
+def _baseline(gate: Gate, report: "Report", before: "Report", name: str) -> str:
+    """The row that a variant is held against: of an earlier report the one of its name, else its reference."""
+    if before is report:
+        return str(gate.baseline)
+    return name if name in before.rows else before.reference or next(iter(before.rows))
+
+
+def _entries(report: "Report", before: "Report", names: Sequence[str], against: Mapping[str, str]) -> "list[Entry]":
+    from llmkit.metrics.gate import Entry
+
+    scored: dict[tuple[bool, str], Mapping[str, Tally]] = {}
+    texts: dict[tuple[bool, str], list[str]] = {}
+    for source, row in dict.fromkeys([(report, name) for name in names] + [(before, row) for row in against.values()]):
+        place = (source is report, row)
+        samples = [source.by_key[key] for key in report.by_key]
+        texts[place] = [one.answers[row] for one in samples]
+        scored[place] = tallies(texts[place], [one.reference for one in samples])
+    found = []
+    for name in names:
+        mine, theirs = (True, name), (before is report, against.get(name, ""))
+        same = theirs in texts and texts[mine] == texts[theirs]
+        found.append(Entry(name, report.rows[name], scored[mine], scored.get(theirs, {}), identical=same))
+    return found
+
+
+def tallies(answers: Sequence[str], references: Sequence[str]) -> "Mapping[str, Tally]":
+    """The scores of a list of answers that a drop can be measured of."""
+    from llmkit.data import quality
+    from llmkit.metrics import text
+
+    return text.score(answers, references, is_refusal=quality.is_refusal).tallies
+
+
+def _incomparable(why: Sequence[str]) -> "Check":
+    from llmkit.metrics import gate as rule
+
+    return rule.Check("all", "all", "max_drop", 0.0, rule.UNKNOWN, f"the baseline cannot be compared: {'; '.join(why)}")
+
+
+def _changed(name: str) -> "Check":
+    from llmkit.metrics import gate as rule
+
+    return rule.Check(name, "fingerprint", "intact", 0.0, rule.FAIL, "its files are not those that were published")
+
+
+def failure(gate: Mapping[str, Any]) -> str:
+    """What a verdict that is no pass says, in a line."""
+    wrong = [one for one in gate["checks"] if one["verdict"] == gate["verdict"]]
+    if not wrong:
+        return "not one of its limits could be held against what was measured"
+    told = "; ".join(f"{one['model']}: {one['why']}" for one in wrong[:3])
+    return f"{told}{f'; and {len(wrong) - 3} more' if len(wrong) > 3 else ''}"
