@@ -55,13 +55,15 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._answers: dict[str, Answer] = {}
         self._notes: dict[str, Any] = {}
+        content = path.read_bytes() if path.exists() else b""
         whole = 0
-        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        for line in content.splitlines(keepends=True):
             if line.endswith(b"\n"):
                 whole += len(line)
                 self._read(line)
         self._file = path.open("ab")
-        self._file.truncate(whole)
+        if whole < len(content):  # else another process may have added to it just now
+            self._file.truncate(whole)
 
     def __enter__(self) -> "Store":
         return self

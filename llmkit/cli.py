@@ -263,6 +263,10 @@ def evaluate(
     if predictions or references:
         if not (predictions and references and output):
             _usage("--predictions, --references and --output go together")
+        others: dict[str, object] = {"--recipe": recipe, "--set": set_, "--input": input_, "--data": data, "--model": model}
+        others |= {"--baseline": baseline, "--max-drop": max_drop, "--review": review, "--ratings": ratings}
+        if vain := next((name for name, value in others.items() if value), None):
+            _usage(f"{vain} does not go with --predictions; `llmkit compare` judges its reports")
         _do(lambda c: c.score(predictions, references, output, compat=compat or [], force=force), json_=json_, quiet=quiet)
         return
     asked: dict[str, object] = {

@@ -437,6 +437,7 @@ def _export_alone(job: Alone, settings: Recipe, allow: Allowed) -> tuple[Node, d
 
 
 def _eval_alone(job: Alone, settings: Recipe, allow: Allowed) -> tuple[Node, dict[str, Artifact]]:
+    from llmkit.evaluation import variants
     from llmkit.evaluation.settings import Config
     from llmkit.steps import eval as evaluation
 
@@ -447,19 +448,21 @@ def _eval_alone(job: Alone, settings: Recipe, allow: Allowed) -> tuple[Node, dic
     if job.model:
         inputs["base"] = _base(job)
     if job.given.startswith(("http://", "https://")):
-        if config.endpoint is None:
-            config = recipe.validate(Config, {**config.model_dump(), "endpoint": job.given}, where="--input")
+        told = config.endpoint.model_dump() if config.endpoint else {}
+        config = recipe.validate(Config, {**config.model_dump(), "endpoint": {**told, "url": job.given}}, where="--input")
     elif job.given.lower().endswith(".gguf"):
         inputs["file"] = _here(origin.file(job.given))
     else:
         folder = Path(job.given)
         # Its row is called as the folder is, beside that of the model it is compared with.
-        role = re.sub(r"[^\w-]", "-", folder.name) if job.model else "base"
+        role = variants.row_name(folder.resolve().name) if job.model else "base"
         inputs[role] = _folder(folder, Kind.MODEL, "config.json", Kind.QUANTIZED)
     files = pipeline.evaluation_files(config)
+    rows = [variants.row_name(inputs[name].path.stem) if name == "file" else name for name in inputs if name != "dataset"]
+    rows += [config.endpoint.name] if config.endpoint else []
     folders = "file" not in inputs and not config.endpoint
     allowed = {"allow_code": allow.code, "allow_exec": allow.code_exec}
-    check = partial(evaluation.check, config, rows=None, folders=folders, **allowed)
+    check = partial(evaluation.check, config, rows=rows, folders=folders, **allowed)
     return Node("eval", evaluation, config, {}, check), inputs | {role: _here(found) for role, found in files.items()}
 
 

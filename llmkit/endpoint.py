@@ -26,11 +26,13 @@ from llmkit.http_call import Caller, LostError, Reply
 Message = Mapping[str, str]
 T = TypeVar("T")
 _CALL = "/chat/completions"
+_LIMIT, _NEW_LIMIT = "max_tokens", "max_completion_tokens"  # OpenAI's own newer models refuse the one, other servers the other
 _OK = 200
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds
 _LONGEST_CALL = 86_400.0  # seconds; sockets refuse absurd ones
 _PASSING = (408, 425, 429, *range(500, 600))
 _LENGTH = (400, 413, 422)
+_MOST_TOKENS = 1 << 31  # a count beyond any answer is none: sums of such leave the range of floats
 # By these words the usual servers say that this one conversation has no answer, not that the request is wrong.
 _SAMPLE_WORDS = ("context", "content_filter", "too long", "too large")
 # A dead endpoint must not cost every sample its back-off: so many failures in a row for each request at once end it.
@@ -109,6 +111,10 @@ class _PassingError(Exception):
         self.wait = wait
 
 
+class _RenamedError(Exception):
+    """The endpoint knows the limit of an answer by its newer name."""
+
+
 class _SampleError(Exception):
     """This sample gets no answer."""
 
@@ -125,6 +131,7 @@ class _Talk:
         self._naming = threading.Lock()
         self._model = endpoint.model
         self._failed_in_a_row = 0
+        self._limit = _LIMIT
 
     @property
     def shown(self) -> str:
@@ -141,12 +148,15 @@ class _Talk:
         body = {
             "model": self._named(),
             "messages": [{"role": message["role"], "content": message["content"]} for message in messages],
-            "max_tokens": decoding.max_new_tokens,
+            self._limit: decoding.max_new_tokens,
             "temperature": decoding.temperature,
             **({"top_p": decoding.top_p, "seed": seed} if decoding.temperature else {}),
         }
         try:
             return self._try("POST", self._address.path, body, _completion)
+        except _RenamedError:
+            self._limit = _NEW_LIMIT
+            return self.answer(messages, decoding, seed=seed)
         except _SampleError as error:
             return Answer("", 0, stopped=False, seconds=0.0, failure=str(error))
 
@@ -199,6 +209,8 @@ class _Talk:
         except LostError as error:
             raise _PassingError(_short(str(error))) from None
         if reply.status != _OK:
+            if _LIMIT in (body or {}) and _NEW_LIMIT.encode() in reply.body:
+                raise _RenamedError
             raise self._refusal(reply)
         try:
             return json.loads(reply.body)
@@ -262,7 +274,8 @@ def _completion(found: Any) -> Answer:
         clean = text.encode("utf-8", "replace").decode()
     except (LookupError, TypeError, AttributeError):
         raise _PassingError("the answer is no chat completion") from None
-    return Answer(clean, tokens if type(tokens) is int and tokens > 0 else 0, stopped=stopped, seconds=0.0)
+    counted = type(tokens) is int and 0 < tokens <= _MOST_TOKENS
+    return Answer(clean, tokens if counted else 0, stopped=stopped, seconds=0.0)
 
 
 def _first_model(found: Any) -> str:

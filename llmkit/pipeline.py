@@ -210,7 +210,7 @@ def _evaluation(recipe: Recipe, model: str, quantized: Mapping[str, str], origin
         inputs["gguf"] = "export"
     files = evaluation_files(config)
     origins |= files
-    rows = ["base", *(["merged"] if recipe.finetune else []), *quantized, *(["endpoint"] if config.endpoint else [])]
+    rows = ["base", *(["merged"] if recipe.finetune else []), *quantized, *([config.endpoint.name] if config.endpoint else [])]
     check = partial(
         evaluation.check,
         config,

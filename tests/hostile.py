@@ -24,6 +24,11 @@ HOSTILE = {
     "writes beside": "open({folder!r} + '/new', 'w').write('here')",
     "huge list": "x = [0] * 10**11",
     "memory bit by bit": "x = []\nwhile True:\n    x.append(bytearray(2**20))",
+    "shared memory": "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.shmat.restype = ctypes.c_void_p\nfor _ in range(10):\n"
+    "    one = libc.shmget(0, 50 << 20, 0o1600)\n    at = libc.shmat(one, None, 0)\n    assert one >= 0 and at\n"
+    "    ctypes.memset(at, 1, 50 << 20)\n    libc.shmdt(ctypes.c_void_p(at))",
+    "files in memory": "import os\nfor _ in range(20):\n    file = os.memfd_create('x')\n    for _ in range(7):\n"
+    "        os.write(file, bytes(2**20))",
     "zip bomb": "import zlib\ndata = zlib.compress(bytes(10**7))\nx = []\nwhile True:\n    x.append(zlib.decompress(data))",
     "huge integer": "x = 10 ** 10 ** 9",
     "slow expression": "import re\nre.match(r'(a+)+b', 'a' * 60)",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from llmkit import artifact
+from llmkit.data.quality import is_refusal
 from llmkit.metrics.text import score
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
@@ -74,7 +75,8 @@ def test_every_step_runs_on_a_tiny_model_and_a_second_run_runs_nothing(tiny_mode
     report = found["report"]
     assert list(report["models"]) == ["base", "merged", "int8", "nf4", "f16", "q8_0", "q5_k_m", "q4_k_m", "q4_0"]
     for name, model in report["models"].items():
-        assert set(model["metrics"]) == {"bleu", "rouge1", "rouge2", "rougeL", "chrf"}, name
+        assert set(model["metrics"]) >= {"bleu", "rouge1", "rouge2", "rougeL", "chrf", "exact_match", "f1", "refusals"}, name
+        assert model["perplexity"] > 1
         assert model["size_bytes"] > 0
         assert model["tokens_per_second"] > 0
         assert model["peak_memory_bytes"] > 0
@@ -97,7 +99,8 @@ def test_the_report_s_scores_are_those_of_its_samples(tiny_model: Path, tmp_path
     samples = [json.loads(line) for line in (tmp_path / "runs/tiny/eval/samples.jsonl").read_text("utf-8").splitlines()]
     references = [sample["reference"] for sample in samples]
     for name, model in report["models"].items():
-        assert model["metrics"] == score([sample["answers"][name] for sample in samples], references).metrics
+        answers = [sample["answers"][name] for sample in samples]
+        assert model["metrics"] == score(answers, references, is_refusal=is_refusal).metrics
 
 
 def test_a_run_killed_in_finetune_goes_on_and_gives_the_same_adapter(tiny_model: Path, tmp_path: Path) -> None:
@@ -195,6 +198,10 @@ def test_the_quickstart_s_chain_runs_on_the_real_model(tmp_path: Path) -> None:
     assert models["q8_0"]["retention"] > 0.95
     assert models["q4_k_m"]["retention"] < models["q5_k_m"]["retention"]
     assert models["q4_k_m+lora"]["retention"] > 0.95
+    # Every variant carries its perplexity and its distance, and eight bits lie nearer than four.
+    assert all(model["perplexity"] > 1 for model in models.values())
+    assert all(model["divergence"] for name, model in models.items() if name != "merged")
+    assert models["q8_0"]["kl"] < min(models["nf4"]["kl"], models["q4_k_m"]["kl"])
     assert models["q8_0"]["size_bytes"] < 0.6 * models["merged"]["size_bytes"]
     started = time.monotonic()
     assert names_run(ran("run", "quickstart", *small, cwd=tmp_path)) == []

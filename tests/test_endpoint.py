@@ -321,6 +321,14 @@ def test_an_answer_of_full_length_has_not_stopped_and_a_lone_surrogate_is_no_tex
     assert (answer.text, answer.stopped, answer.tokens, answer.log_probability) == ("a?", False, 3, None)
 
 
+@pytest.mark.parametrize("count", [10**400, -1, True, 2.5, "3", None])
+def test_a_count_of_tokens_that_can_be_none_is_none(server: _Server, count: object) -> None:
+    found = {"choices": [{"message": {"content": "a"}}], "usage": {"completion_tokens": count}}
+    server.reply = sends(200, found)
+    [answer] = ask(server, "a")
+    assert (answer.text, answer.tokens) == ("a", 0)
+
+
 def test_a_refusal_in_place_of_a_content_is_the_answer(server: _Server) -> None:
     message = {"content": None, "refusal": "I can't."}
     server.reply = sends(200, {"choices": [{"message": message, "finish_reason": "stop"}]})
@@ -436,3 +444,20 @@ def test_llama_cpp_s_own_server_is_such_an_endpoint(tiny_model: Path, tmp_path: 
     assert [(one.text, one.tokens, one.stopped) for one in found] == [(one.text, one.tokens, one.stopped) for one in direct]
     assert [bool(one.failure) for one in found] == [False, False, True]
     assert "context" in found[2].failure
+
+
+def test_a_limit_that_is_known_by_its_newer_name_alone_is_sent_so(server: _Server) -> None:
+    def reply(handler: _Handler, body: Any) -> None:
+        if "max_tokens" in body:
+            message = (
+                "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+            )
+            handler.send(400, {"error": {"message": message}})
+        else:
+            assert body["max_completion_tokens"] == GREEDY.max_new_tokens
+            handler.send(200, {"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}]})
+
+    server.reply = reply
+    asked = [[{"role": "user", "content": str(n)}] for n in range(6)]
+    found = answer_many(Endpoint(server.url, "m", parallel=3), asked, decoding=GREEDY, keys=[str(n) for n in range(6)])
+    assert [one.text for one in found] == ["fine"] * 6

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from llmkit.answers import Decoding
 
@@ -80,21 +80,21 @@ def _step_by_step(
 def _beams(
     model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding, stops: Sequence[int], seeds: Sequence[Sequence[int]]
 ) -> list[Decoded]:
-    """Beam search is transformers' own."""
+    """Beam search is transformers' own, without what a published model's generation_config.json would add: penalties, say."""
     ids, seen = _padded(prompts, model.device)
-    out = model.generate(
-        input_ids=ids,
-        attention_mask=seen,
-        max_new_tokens=decoding.max_new_tokens,
-        do_sample=False,
-        num_beams=decoding.beams,
-        # Published configs set these; without sampling they would only warn.
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        eos_token_id=list(stops),
-        pad_token_id=stops[0],
-    )
+    published, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=seen,
+            max_new_tokens=decoding.max_new_tokens,
+            do_sample=False,
+            num_beams=decoding.beams,
+            eos_token_id=list(stops),
+            pad_token_id=stops[0],
+        )
+    finally:
+        model.generation_config = published
     return [Decoded(_cut(row, stops), None) for row in out[:, ids.shape[1] :].tolist()]
 
 

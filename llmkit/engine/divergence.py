@@ -203,7 +203,7 @@ def _prove(head: "Head", model: Any, sample: Encoded) -> None:
     if bool(expected.isfinite().all()) and float((expected - found).abs().max()) > NEAR * float(expected.abs().max()):
         raise DataError(
             f"perplexity and KL cannot be measured for {model.config.model_type}: its logits are not its output layer's",
-            next="leave perplexity and kl out of eval.metrics",
+            next="score its answers alone: llmkit eval --predictions P.jsonl --references R.jsonl",
         )
 
 

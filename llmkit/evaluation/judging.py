@@ -1,6 +1,6 @@
 """Holds an evaluation's gate against its report. Knows reports and limits; the rule itself is in metrics/gate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +9,11 @@ from llmkit.errors import UsageError
 from llmkit.evaluation.settings import Gate
 
 if TYPE_CHECKING:
-    from llmkit.metrics.gate import Check, Entry, Verdict
+    from llmkit.metrics.gate import Check, Entry, Limits, Verdict
     from llmkit.metrics.reports import Report
     from llmkit.metrics.tally import Tally
 
+Test = Callable[[str], bool]
 # What a gate can ask of. Those of the first line come from the texts, sample by sample, so that a drop can be told from noise.
 SCORES = [
     "bleu",
@@ -45,12 +46,27 @@ NUMBERS = [
 ]
 
 
-def check(gate: Gate, rows: Sequence[str] | None) -> None:
-    """Refuse a gate that names what is not measured. `rows`: the report's, where they are known already."""
+# How far the reference is from itself, which nobody measures.
+_FROM_ITSELF = {"mean": 0.0, "median": 0.0, "p99": 0.0, "rms_dp": 0.0, "same_top": 1.0}
+
+
+def check(gate: Gate, rows: Sequence[str] | None, *, sensitive: bool) -> None:
+    """Refuse a gate that has no limits, or names what is not measured.
+
+    Args:
+        gate: the limits.
+        rows: the report's, where they are known already.
+        sensitive: there are lists of sensitive words.
+
+    Raises:
+        UsageError: says what, and what there is.
+    """
+    _limits(gate)
+    scores = [name for name in SCORES if sensitive or name != "sensitive"]
     for key, names, known in (
-        ("max_drop", gate.max_drop, [name for name in SCORES if name != "length_ratio"]),  # which has no better side
-        ("min", gate.min, [*SCORES, *NUMBERS]),
-        ("max", gate.max, [*SCORES, *NUMBERS]),
+        ("max_drop", gate.max_drop, [name for name in scores if name != "length_ratio"]),  # which has no better side
+        ("min", gate.min, [*scores, *NUMBERS]),
+        ("max", gate.max, [*scores, *NUMBERS]),
     ):
         for name in names:
             if name not in known:
@@ -80,10 +96,12 @@ def judged(gate: Gate, rows: Sequence[str]) -> list[str]:
 
 def is_folder(baseline: str) -> bool:
     """Whether a gate's baseline is an earlier report's folder, and no row of this one."""
-    return "/" in baseline or Path(baseline).is_dir()
+    return "/" in baseline or (Path(baseline) / "report.json").is_file()
 
 
-def judge(gate: Gate, folder: Path, earlier: Path | None, changed: Sequence[str]) -> "Verdict":
+def judge(
+    gate: Gate, folder: Path, earlier: Path | None, changed: Sequence[str], *, is_sensitive: Test | None = None
+) -> "Verdict":
     """The verdict on the report in `folder`.
 
     Args:
@@ -91,6 +109,7 @@ def judge(gate: Gate, folder: Path, earlier: Path | None, changed: Sequence[str]
         folder: holds report.json and samples.jsonl.
         earlier: the folder of the report that drops are measured from; None: the baseline is a row of this one, or none.
         changed: variants whose files are not those that were published.
+        is_sensitive: whether an answer holds a listed word; None: there are no lists.
 
     Raises:
         UsageError: a row that is not there.
@@ -100,16 +119,21 @@ def judge(gate: Gate, folder: Path, earlier: Path | None, changed: Sequence[str]
     from llmkit.metrics import reports
 
     report = reports.read(folder)
-    check(gate, list(report.rows))
+    check(gate, list(report.rows), sensitive=is_sensitive is not None)
     names = judged(gate, list(report.rows))
     before = reports.read(earlier) if earlier else report
     against = {name: _baseline(gate, report, before, name) for name in names} if gate.baseline else {}
     why = reports.obstacles(before, report) if earlier else []
     if why:
         return rule.Verdict((_incomparable(why),))
-    limits = rule.Limits(gate.max_drop, gate.min, gate.max, gate.max_bytes, gate.min_tokens_per_second, gate.min_retention)
-    verdict = rule.judge(limits, _entries(report, before, names, against))
+    verdict = rule.judge(_limits(gate), _entries(report, before, names, against, is_sensitive))
     return rule.Verdict((*verdict.checks, *(_changed(name) for name in names if name in changed)))
+
+
+def _limits(gate: Gate) -> "Limits":
+    from llmkit.metrics.gate import Limits
+
+    return Limits(gate.max_drop, gate.min, gate.max, gate.max_bytes, gate.min_tokens_per_second, gate.min_retention)
 
 
 def _baseline(gate: Gate, report: "Report", before: "Report", name: str) -> str:
@@ -119,7 +143,9 @@ def _baseline(gate: Gate, report: "Report", before: "Report", name: str) -> str:
     return name if name in before.rows else before.reference or next(iter(before.rows))
 
 
-def _entries(report: "Report", before: "Report", names: Sequence[str], against: Mapping[str, str]) -> "list[Entry]":
+def _entries(
+    report: "Report", before: "Report", names: Sequence[str], against: Mapping[str, str], is_sensitive: Test | None
+) -> "list[Entry]":
     from llmkit.metrics.gate import Entry
 
     scored: dict[tuple[bool, str], Mapping[str, Tally]] = {}
@@ -128,21 +154,24 @@ def _entries(report: "Report", before: "Report", names: Sequence[str], against: 
         place = (source is report, row)
         samples = [source.by_key[key] for key in report.by_key]
         texts[place] = [one.answers[row] for one in samples]
-        scored[place] = tallies(texts[place], [one.reference for one in samples])
+        scored[place] = tallies(texts[place], [one.reference for one in samples], is_sensitive=is_sensitive)
     found = []
     for name in names:
         mine, theirs = (True, name), (before is report, against.get(name, ""))
         same = theirs in texts and texts[mine] == texts[theirs]
-        found.append(Entry(name, report.rows[name], scored[mine], scored.get(theirs, {}), identical=same))
+        numbers = report.rows[name]
+        if name == report.reference:
+            numbers = {**numbers, "kl": 0.0, "divergence": _FROM_ITSELF}
+        found.append(Entry(name, numbers, scored[mine], scored.get(theirs, {}), identical=same))
     return found
 
 
-def tallies(answers: Sequence[str], references: Sequence[str]) -> "Mapping[str, Tally]":
+def tallies(answers: Sequence[str], references: Sequence[str], *, is_sensitive: Test | None = None) -> "Mapping[str, Tally]":
     """The scores of a list of answers that a drop can be measured of."""
     from llmkit.data import quality
     from llmkit.metrics import text
 
-    return text.score(answers, references, is_refusal=quality.is_refusal).tallies
+    return text.score(answers, references, is_refusal=quality.is_refusal, is_sensitive=is_sensitive).tallies
 
 
 def _incomparable(why: Sequence[str]) -> "Check":

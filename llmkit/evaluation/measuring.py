@@ -26,6 +26,7 @@ REVISION = 1
 _VERSIONS = {"transformers": ("torch", "transformers", "bitsandbytes"), "vllm": ("vllm",), "llama.cpp": ("xllamacpp",)}
 DIALOGUES = "dialogues"
 _PEAK = "peak_memory_bytes"
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Plan:
     """What every variant is asked.
 
     `quizzes`: by name, DIALOGUES among them; `dialogues`, with their answers, give perplexity and KL; `tasks`: the arguments
-    of `harness.evaluate_tasks`; `runtime`: what runs Hugging Face folders; `batch_size`, `slots`: None for what fits.
+    of `harness.evaluate_tasks`, and `tasks_content` names what their files hold; `runtime`: what runs Hugging Face folders;
+    `batch_size`, `slots`: None for what fits.
     """
 
     quizzes: Mapping[str, Quiz]
@@ -50,7 +52,8 @@ class Plan:
     batch_size: int | None
     slots: int | None
     runtime: "Runtime"
-    tasks: Mapping[str, Any] | None
+    tasks: Mapping[str, Any] | None = None
+    tasks_content: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,10 +150,12 @@ class Bench:
 
     @cached_property
     def _measurement(self) -> str:
-        """Names what was measured beside the answers: against which reference, on what."""
+        """Names what was measured beside the answers: against which reference, on what, by what. A GGUF file's as well."""
         against = self._reference.fingerprint if self._reference else None
         dialogues = [[[one["role"], one["content"]] for one in messages] for messages in self._plan.dialogues]
-        return f"measured {artifact.digest(REVISION, against, dialogues, self._plan.tasks)}"
+        plan = self._plan
+        name = artifact.digest(REVISION, _versions("transformers"), against, dialogues, plan.tasks, plan.tasks_content)
+        return f"measured {name}"
 
     def _place(self, variant: Variant, quiz: str) -> Path:
         """The file of a variant's answers: an endpoint's in the run's own folder, for it may change behind our back."""
@@ -158,15 +163,21 @@ class Bench:
         if isinstance(variant, Remote):
             return self._scratch / f"{artifact.digest(variant.fingerprint, decoding)[:32]}.jsonl"
         runtime = "llama.cpp" if isinstance(variant, Gguf) else self._plan.runtime
-        versions = {name: metadata.version(name) for name in _VERSIONS[runtime]}
-        name = artifact.digest(REVISION, variant.fingerprint, versions, decoding, self._circumstances(variant, quiz))
+        name = artifact.digest(REVISION, variant.fingerprint, _versions(runtime), decoding, self._circumstances(variant, quiz))
         return self._cache / "answers" / f"{name[:32]}.jsonl"
 
     def _circumstances(self, variant: Folder | Gguf, quiz: str) -> object:
         """What else can change a text. A GGUF file holds its template; in half precision the rest of a batch matters."""
         if isinstance(variant, Gguf):
             return self._slots(variant)
-        return [self._chat_template.text, self._plan.batch_size, list(self._plan.quizzes[quiz].keys)]
+        return [self._spelling, self._plan.batch_size, list(self._plan.quizzes[quiz].keys)]
+
+    @cached_property
+    def _spelling(self) -> object:
+        """What makes tokens of a conversation for every Hugging Face folder: the reference's template and tokenizer."""
+        assert self._reference  # as its template
+        files = [path for name in _TOKENIZER if (path := self._reference.path / name).is_file()]
+        return [asdict(self._chat_template), {path.name: artifact.sha256_file(path) for path in files}]
 
     # In its runtime.
 
@@ -270,3 +281,7 @@ class Bench:
         plan = self._plan
         quizzes = [measure.Quiz(name, quiz.prompts, quiz.keys, quiz.decoding) for name, quiz in plan.quizzes.items()]
         return measure.Exam(quizzes, plan.dialogues, self._chat_template, plan.batch_size, plan.tasks, plan.runtime)
+
+
+def _versions(runtime: str) -> dict[str, str]:
+    return {name: metadata.version(name) for name in _VERSIONS[runtime]}

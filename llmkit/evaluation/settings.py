@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-STRICT = ConfigDict(frozen=True, extra="forbid")
+STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT])?[bB]?")
 _POWERS = {None: 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
@@ -15,7 +15,7 @@ class Gate(BaseModel):
 
     model_config = STRICT
     baseline: str | None = Field(
-        None, description="What drops are measured from: a row, such as merged, or an earlier report's folder."
+        None, min_length=1, description="What drops are measured from: a row, such as merged, or an earlier report's folder."
     )
     max_drop: dict[str, float] = Field({}, description="By metric, the largest drop from the baseline, in points.")
     min: dict[str, float] = Field({}, description="By metric, the least value.")
@@ -23,7 +23,9 @@ class Gate(BaseModel):
     max_size: str | None = Field(None, description="The largest file or folder, as 300MB.")
     min_tokens_per_second: float | None = Field(None, gt=0, description="The least speed, on this machine.")
     min_retention: float | None = Field(0.8, le=1, description="The least share of the fine-tune, where it is known.")
-    variants: tuple[str, ...] | None = Field(None, description="The rows that are judged; None: all but base and the baseline.")
+    variants: tuple[str, ...] | None = Field(
+        None, min_length=1, description="The rows that are judged; None: all but base and the baseline."
+    )
 
     @field_validator("max_size")
     @classmethod

@@ -4,6 +4,7 @@ A variant is known by the bytes that lie on the disk, not by what its manifest s
 shipped.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,12 @@ class Remote:
 Variant = Folder | Gguf | Remote
 
 
+def row_name(name: str) -> str:
+    """What a model of the user's own is called beside the one it is compared with: nothing that means something else here."""
+    plain = re.sub(r"[^\w-]", "-", name)
+    return f"input-{plain}" if plain in ("", "base", "merged", *_OTHERS) else plain
+
+
 def find(inputs: Mapping[str, Artifact], *, cache: Path) -> Iterator[Folder | Gguf]:
     """The models among an evaluation's inputs: base, merged, the bitsandbytes folders, then each GGUF file, largest first.
 
@@ -75,7 +82,7 @@ def find(inputs: Mapping[str, Artifact], *, cache: Path) -> Iterator[Folder | Gg
     if "file" in inputs:
         found = inputs["file"]
         head = inputs["base"].path if "base" in inputs else None
-        yield Gguf(found.path.stem, found.path, found.size_bytes, found.fingerprint, head)
+        yield Gguf(row_name(found.path.stem), found.path, found.size_bytes, found.fingerprint, head)
 
 
 def remote(given: settings.Endpoint) -> Remote:

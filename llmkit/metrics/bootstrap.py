@@ -14,6 +14,8 @@ from llmkit.metrics.tally import Floats, Tally
 
 RESAMPLES = 1000
 LEVEL = 0.95
+_ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+_TOPS = {"points": 100.0, "share": 1.0, "ratio": 1.0}  # of what a sample can score, by unit
 _CHUNK = 1 << 21  # weights held at once: 16 MB
 
 
@@ -21,25 +23,20 @@ _CHUNK = 1 << 21  # weights held at once: 16 MB
 class Paired:
     """How much worse the second of two tallies of the same samples is, in the metric's unit.
 
-    `drop` above 0: the second is worse. `low`, `high`: its two-sided interval; `lower_bound`: one-sided, at the same level;
-    `error`: its standard error; `p_value`: two-sided, of no difference; `identical`: every sample counts the same.
+    `drop` above 0: the second is worse. `low`, `high`: its two-sided 95 % interval; `p_value`: two-sided, of no difference.
     """
 
     drop: float
     low: float
     high: float
-    lower_bound: float
-    error: float
     p_value: float
-    identical: bool
 
 
-def intervals(
-    tallies: Sequence[Tally], *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
-) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of the tallies' scores, by name; a name stands once.
+def intervals(tallies: Sequence[Tally], *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, tuple[float, float]]:
+    """Percentile 95 % intervals of the tallies' scores, by name; a name stands once.
 
-    One sample tells nothing of its kind's spread, and a score that is no number has no interval: no entry for either.
+    One sample tells nothing of its kind's spread, and a score that is no number has no interval: no entry for either. A mean
+    of samples that all score the same, as no refusal among 40, has the interval of `unseen`.
 
     Raises:
         UsageError: the tallies are not of equally many samples.
@@ -47,35 +44,37 @@ def intervals(
     found = {}
     for tally, scores in zip(tallies, replicates(tallies, seed=seed, resamples=resamples), strict=True):
         if len(tally.counts) > 1 and np.isfinite(scores).all():
-            low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
-            found[tally.name] = (float(low), float(high))
+            low, high = np.quantile(scores, _ENDS)
+            found[tally.name] = _unseen_of(tally) or (float(low), float(high))
     return found
 
 
-def paired(a: Tally, b: Tally, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL) -> Paired:
-    """Test whether `b` is worse than `a`, two tallies of one metric over the same samples in the same order.
+def unseen(samples: int) -> float:
+    """The largest share, with 97.5 % certainty, of what none of so many samples was; resampling them shows no spread at all."""
+    return float(1 - ((1 - LEVEL) / 2) ** (1 / samples))
+
+
+def _unseen_of(tally: Tally) -> tuple[float, float] | None:
+    top, counts = _TOPS.get(tally.unit), tally.counts
+    if top is None or counts.shape[1] != 2 or np.ptp(counts, axis=0).any() or counts[0, 1] != 1:
+        return None
+    value, share = tally.score, unseen(len(counts))
+    return value * (1 - share), value * (1 - share) + share * top
+
+
+def paired_many(pairs: Sequence[tuple[Tally, Tally]], *, seed: int = 0, resamples: int = RESAMPLES) -> list[Paired]:
+    """Test of each pair whether the second is worse than the first; two tallies of one metric, all over the same samples in
+    the same order, with one set of weights.
 
     The p-value is two-sided: the share of resampled drops, centred on no difference, that are at least as large as the one
     seen, up or down (Riezler & Maxwell 2005). It is that of sacrebleu's randomization test; sacrebleu's own bootstrap
     centres absolute differences instead, which comes to about half.
 
     Raises:
-        UsageError: the tallies are of different metrics, or not of equally many samples.
-    """
-    return paired_many([(a, b)], seed=seed, resamples=resamples, level=level)[0]
-
-
-def paired_many(
-    pairs: Sequence[tuple[Tally, Tally]], *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
-) -> list[Paired]:
-    """As `paired` for many pairs over the same samples, with one set of weights.
-
-    Raises:
-        UsageError: as `paired`.
+        UsageError: the tallies of a pair are of different metrics, or not all of equally many samples.
     """
     return [
-        _tested(a, b, resampled, level)
-        for (a, b), resampled in zip(pairs, drops(pairs, seed=seed, resamples=resamples), strict=True)
+        _tested(a, b, resampled) for (a, b), resampled in zip(pairs, drops(pairs, seed=seed, resamples=resamples), strict=True)
     ]
 
 
@@ -83,7 +82,7 @@ def drops(pairs: Sequence[tuple[Tally, Tally]], *, seed: int = 0, resamples: int
     """The drop from first to second in every resample, [pairs, resamples]; row by row on the same resamples.
 
     Raises:
-        UsageError: as `paired`.
+        UsageError: as `paired_many`.
     """
     for a, b in pairs:
         if a.name != b.name:
@@ -142,19 +141,12 @@ def _drop(kind: Tally, a: Floats, b: Floats) -> Floats:
     return a - b if kind.higher_is_better else b - a
 
 
-def _tested(a: Tally, b: Tally, resampled: Floats, level: float) -> Paired:
+def _tested(a: Tally, b: Tally, resampled: Floats) -> Paired:
     seen = drop(a, b)
     if np.array_equal(a.counts, b.counts) and a.score == b.score:
-        return Paired(drop=0.0, low=0.0, high=0.0, lower_bound=0.0, error=0.0, p_value=1.0, identical=True)
-    low, bound, high = (float(one) for one in np.quantile(resampled, [(1 - level) / 2, 1 - level, (1 + level) / 2]))
+        return Paired(drop=0.0, low=0.0, high=0.0, p_value=1.0)
+    low, high = (float(one) for one in np.quantile(resampled, _ENDS))
     centred = np.abs(resampled - resampled.mean())
     larger = int(np.count_nonzero(centred >= abs(seen) - 1e-12))
-    return Paired(
-        drop=seen,
-        low=low,
-        high=high,
-        lower_bound=bound,
-        error=float(resampled.std()),
-        p_value=(larger + 1) / (len(resampled) + 1) if np.isfinite(seen) else float("nan"),
-        identical=False,
-    )
+    p_value = (larger + 1) / (len(resampled) + 1) if np.isfinite(seen) else float("nan")
+    return Paired(drop=seen, low=low, high=high, p_value=p_value)

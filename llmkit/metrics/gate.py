@@ -11,6 +11,7 @@ is "unknown", with the number of samples it would take.
 """
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -31,6 +32,7 @@ LEAST_SAMPLES = 30
 NEITHER_BETTER = frozenset({"length_ratio"})
 _MOST_SAMPLES = 1e9
 _OF_DIVERGENCE = ("kl", "perplexity")  # told beside the divergence they were measured with
+_WHERE_KNOWN = ("min_retention", "max_size")
 _ONE_SIDED_95 = 1.645  # standard errors within which a drop cannot be told from none
 
 
@@ -39,7 +41,7 @@ class Limits:
     """What a gate demands; metrics by their names in the report.
 
     `max_drop`: the largest drop below the baseline, in the metric's unit; `floors`, `ceilings`: the least and the most that
-    a number may be; `max_size` in bytes. `min_retention` holds where a retention is known: an endpoint's weights, for one,
+    a number may be; `max_size` in bytes. That and `min_retention` hold where they are known: an endpoint's weights, for one,
     cannot be measured.
 
     Raises:
@@ -184,13 +186,14 @@ def judged(rows: Iterable[str], *, baseline: str | None = None) -> list[str]:
 def number(row: Mapping[str, Any], name: str) -> float | None:
     """A number of a model's row in the report by its name, wherever it stands there.
 
-    None where it was not measured; NaN where it was and the report, whose JSON has no NaN, says null.
+    None where it was not measured; NaN where it was and the report, whose JSON has no NaN, says null, or a number beyond all
+    floats.
     """
     compared = isinstance(row.get("divergence"), Mapping) and name in _OF_DIVERGENCE
     for place, measured in ((row.get("metrics"), True), (row, compared), (row.get("divergence"), True)):
         value = place.get(name, "") if isinstance(place, Mapping) else ""
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            return float(value) if abs(value) <= sys.float_info.max else math.nan
         if value is None and measured:
             return math.nan
     return None
@@ -215,7 +218,7 @@ def _measure(limits: Limits, entries: Sequence[Entry], seed: int) -> dict[tuple[
         if name in entry.tallies and name in entry.baseline
     }
     pairs = {key: (a, b) for key, (a, b) in pairs.items() if math.isfinite(a.score) and math.isfinite(b.score)}
-    resampled = _resampled(list(pairs.values()), seed)
+    resampled = bootstrap.drops(list(pairs.values()), seed=seed, resamples=RESAMPLES)
     errors = resampled.std(axis=1)
     reach = _reach(resampled, errors)
     found = {}
@@ -223,17 +226,6 @@ def _measure(limits: Limits, entries: Sequence[Entry], seed: int) -> dict[tuple[
         drop = bootstrap.drop(a, b)
         found[key] = _Drop(a.score, b.score, drop, float(error), float(drop - reach * error), len(a.counts), a.unit)
     return found
-
-
-def _resampled(pairs: Sequence[tuple[Tally, Tally]], seed: int) -> Floats:
-    """The drop of each pair in each resample, [pairs, resamples]. Tallies of unequal length, as of texts and of programs,
-    are resampled apart."""
-    resampled = np.empty((len(pairs), RESAMPLES))
-    lengths = np.array([len(a.counts) for a, _ in pairs])
-    for length in sorted(set(lengths.tolist())):
-        chosen = np.flatnonzero(lengths == length).tolist()
-        resampled[chosen] = bootstrap.drops([pairs[index] for index in chosen], seed=seed, resamples=RESAMPLES)
-    return resampled
 
 
 def _reach(resampled: Floats, errors: Floats) -> float:
@@ -309,7 +301,7 @@ def _takes(needed: int | None) -> str:
 
 
 def _applies(bound: Bound, entry: Entry) -> bool:
-    return bound.kind != "min_retention" or number(entry.row, bound.metric) is not None
+    return bound.kind not in _WHERE_KNOWN or number(entry.row, bound.metric) is not None
 
 
 def _bound_check(entry: Entry, bound: Bound) -> Check:

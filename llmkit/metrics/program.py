@@ -99,7 +99,7 @@ def _blocks(text: str) -> list[str]:
     blocks: list[str] = []
     inside: list[str] | None = None
     fence, is_python = "", True
-    for line in text.splitlines():
+    for line in text.split("\n"):  # not `splitlines`: what it takes for line ends may stand in a string of the program
         mark = _FENCE.match(line)
         if inside is None:
             if mark:
@@ -117,7 +117,7 @@ def _blocks(text: str) -> list[str]:
 def _unfenced(text: str) -> str:
     """From the first line of code to the last that fits, "" if there is none."""
     start = _CODE_STARTS.search(text)
-    lines = text[start.start() :].splitlines() if start else []
+    lines = text[start.start() :].split("\n") if start else []
     for _ in range(_MAX_CUTS):
         try:
             _parse("\n".join(lines))

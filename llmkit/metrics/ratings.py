@@ -177,8 +177,7 @@ def _rate(verdicts: Sequence[Sequence[str]], review: Review, *, seed: int) -> tu
     tally = Tally("win_rate", np.column_stack([weights * values, weights]), ratio, unit="ratio")
     if len(set(values)) > 1:
         return tally.score, list(bootstrap.intervals([tally], seed=seed)["win_rate"])
-    # Resampling equal values shows no spread at all; but with 97.5 % certainty, unseen ones are at most this share.
-    unseen = 1 - 0.025 ** (1 / len(values))
+    unseen = bootstrap.unseen(len(values))
     return values[0], [values[0] * (1 - unseen), values[0] * (1 - unseen) + unseen]
 
 

@@ -1,18 +1,16 @@
 """Two models side by side, for a terminal and for a CI's job summary. Knows what `llmkit compare` found; computes no score."""
 
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from typing import Any
 
 from llmkit.report import markdown as md
-from llmkit.report import verdict
+from llmkit.report import terminal, verdict
 from llmkit.report.gguf import visible
 
 UNKNOWN = "–"
 SHOWN_SAMPLES = 3  # on a terminal; a summary has them all
 EXCERPT = 160  # characters of a text on a terminal
 _LONG_EXCERPT = 600
-_BOUNDLESS = 10_000  # rich cuts off digits in a table too wide for it: a long line is the lesser evil
 _HEADINGS = ("metric", "before", "after", "difference", "95 % interval", "p", "better", "worse", "same")
 _FOOTNOTE = (
     "p: two-sided paired bootstrap over samples, not corrected for the number of metrics; "
@@ -23,18 +21,8 @@ _ASSIGNED = {"size_bytes": ("size, MB", 1e6), "peak_memory_bytes": ("memory, MB"
 
 def render(compared: Mapping[str, Any], *, width: int, color: bool) -> str:
     """Every comparison and the gate, if any; texts are folded to `width` columns, the numbers are not."""
-    from rich.console import Console
 
-    console = Console(
-        file=StringIO(),
-        width=_BOUNDLESS,
-        force_terminal=color,
-        color_system="standard" if color else None,
-        no_color=not color,
-        legacy_windows=False,
-        highlight=False,
-        markup=False,
-    )
+    console = terminal.console(width=terminal.BOUNDLESS, color=color)
     with console.capture() as caught:
         for one in compared["comparisons"]:
             _print(console, one, width)

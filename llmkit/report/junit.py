@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from llmkit.report.html import printable
+from llmkit.report.values import parts
 
 _OUTCOMES = {"pass": None, "fail": "failure"}  # all else is an error
 
@@ -16,7 +17,7 @@ _OUTCOMES = {"pass": None, "fail": "failure"}  # all else is an error
 def xml(gate: Mapping[str, Any]) -> str:
     """The report's "gate" as a JUnit document, its declaration included."""
     suites: dict[str, list[Mapping[str, Any]]] = {}
-    for check in gate.get("checks") or []:
+    for check in parts(gate, "checks"):
         suites.setdefault(str(check.get("model", "")), []).append(check)
     every = [check for checks in suites.values() for check in checks]
     root = ElementTree.Element("testsuites", {"name": "llmkit gate", **_counts(every)})

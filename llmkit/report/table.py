@@ -3,17 +3,15 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from io import StringIO
 from typing import Any
 
-from llmkit.report import html, values
+from llmkit.report import html, terminal, values
 
 RETENTION_FLOOR = 0.8
 BASE = "base"  # the model before the fine-tune, which has none to lose
 UNKNOWN = "–"
 _GAP = "  "
 _MARKUP = re.compile(r"[\\`*\[\]|<>&]")  # not the underscore: within a word it marks nothing on GitHub
-_BOUNDLESS = 10_000  # rich cuts off digits in a table too wide for it; `_fit` drops whole columns instead
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,6 @@ def _draw(
     width: int,
     color: bool,
 ) -> str:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -204,15 +201,7 @@ def _draw(
         # Text, not strings: a name in square brackets is no markup.
         row = [Text(label(name, model)), *(Text(texts[number]) for texts in cells)]
         table.add_row(*row, style="red" if lost_fine_tune(name, model) else None)
-    console = Console(
-        file=StringIO(),
-        width=_BOUNDLESS,
-        force_terminal=color,
-        color_system="standard" if color else None,
-        no_color=not color,
-        legacy_windows=False,
-        highlight=False,
-    )
+    console = terminal.console(width=terminal.BOUNDLESS, color=color)
     with console.capture() as drawn:
         console.print(table)
         for note in notes:

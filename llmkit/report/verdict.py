@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from typing import Any
 
+from llmkit.report import terminal
 from llmkit.report.gguf import visible
 from llmkit.report.markdown import escaped, table
+from llmkit.report.values import parts
 
 # The worst first. A word stands beside every colour: it has to be read without.
 _ORDER = ("fail", "unknown", "pass")
@@ -20,7 +21,6 @@ _MEANING = {
 
 def render(gate: Mapping[str, Any], *, width: int, color: bool) -> str:
     """The verdict and every check with its reason, what fails first; lines of at most `width` columns."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -32,15 +32,7 @@ def render(gate: Mapping[str, Any], *, width: int, color: bool) -> str:
         verdict = str(check.get("verdict"))
         cells = [Text(verdict, style=_STYLES.get(verdict, "")), Text(visible(check.get("model"))), Text(visible(_why(check)))]
         drawn.add_row(*cells)
-    console = Console(
-        file=StringIO(),
-        width=width,
-        force_terminal=color,
-        color_system="standard" if color else None,
-        no_color=not color,
-        legacy_windows=False,
-        highlight=False,
-    )
+    console = terminal.console(width=width, color=color)
     with console.capture() as caught:
         console.print(Text(f"gate: {_summary(gate)}", style="bold"))
         console.print(drawn)
@@ -62,7 +54,7 @@ def markdown(gate: Mapping[str, Any]) -> str:
 
 def _summary(gate: Mapping[str, Any]) -> str:
     verdict = str(gate.get("verdict"))
-    counts = Counter(str(check.get("verdict")) for check in _checks(gate))
+    counts = Counter(str(check.get("verdict")) for check in parts(gate, "checks"))
     told = ", ".join(f"{counts[one]} {one}" for one in _ORDER if counts[one])
     return f"{verdict}, {_MEANING.get(verdict, 'no known verdict')} ({told or 'no checks'})"
 
@@ -74,8 +66,4 @@ def _why(check: Mapping[str, Any]) -> str:
 
 def _sorted(gate: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     known = {verdict: place for place, verdict in enumerate(_ORDER)}
-    return sorted(_checks(gate), key=lambda check: known.get(str(check.get("verdict")), -1))
-
-
-def _checks(gate: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    return gate.get("checks") or []
+    return sorted(parts(gate, "checks"), key=lambda check: known.get(str(check.get("verdict")), -1))

@@ -5,7 +5,8 @@ the isolation asked for cannot be had, a newline, and why. Two processes: this o
 ends it with SIGKILL; in namespaces the program is process 1 of its own, so that whatever it started ends with it.
 
 namespaces (Linux 5.14 or newer): no network; the file system is a small tmpfs with Python's library in it, read-only; no
-other process to be seen; no capabilities, and no way to new ones. After bubblewrap (github.com/containers/bubblewrap).
+other process to be seen; no capabilities, and no way to new ones; no memory that no limit counts. After bubblewrap
+(github.com/containers/bubblewrap).
 limits: no process or thread may be started and no file may grow; an audit hook refuses network and changes of files. Guards
 against accidents, not against malice.
 
@@ -17,6 +18,7 @@ import ctypes
 import os
 import resource
 import select
+import struct
 import sys
 
 NOBODY = 65534
@@ -26,6 +28,13 @@ USER, MOUNTS, PIDS, NETWORK, IPC, HOST_NAME = 0x10000000, 0x20000, 0x20000000, 0
 BIND, RECURSIVE, PRIVATE, DETACH = 0x1000, 0x4000, 0x40000, 2
 MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, READ_ONLY, NO_SUID, NO_DEVICES = 442, -100, 0x8000, 1, 2, 4
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
+# <linux/seccomp.h>, <linux/audit.h>: each machine's own way to call, and its numbers of shmget, memfd_create and the old ipc.
+SECCOMP, FILTER = 22, 2
+OWN_CALLS = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "riscv64": 0xC00000F3, "ppc64le": 0xC0000015, "s390x": 0x80000016}
+UNBOUNDED = {
+    **{"x86_64": (29, 319), "aarch64": (194, 279), "riscv64": (194, 279)},
+    **{"ppc64le": (395, 360, 117), "s390x": (395, 350, 117)},
+}
 CAPABILITIES_V3 = 0x20080522
 SCRATCH = "/tmp"  # noqa: S108 - where `tempfile` looks, in a file system of its own
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
@@ -209,6 +218,7 @@ def enter_namespaces(spec: Spec) -> None:
     write("max_user_namespaces", "0", folder=sysctl)
     os.close(sysctl)
     drop_capabilities(libc)
+    forbid_memory_without_limit(libc)
 
 
 def own_namespace(libc: ctypes.CDLL) -> None:
@@ -261,6 +271,24 @@ def drop_capabilities(libc: ctypes.CDLL) -> None:
     prctl(libc, NO_NEW_PRIVILEGES, 1)
     header = (ctypes.c_uint32 * 2)(CAPABILITIES_V3, 0)
     call(libc, "capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
+
+
+def forbid_memory_without_limit(libc: ctypes.CDLL) -> None:
+    """No System V shared memory and no files in memory: both stay when they are unmapped, so no limit of memory counts them.
+
+    A filter of calls (seccomp, classic BPF); calls of another architecture, whose numbers mean others, are refused as well.
+    """
+    machine = os.uname().machine
+    load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
+    tests = [(at_least, 0x40000000), *((equal, number) for number in UNBOUNDED[machine])]  # the first: x32 within x86_64
+    program = [
+        *((load, 0, 0, 4), (equal, 0, len(tests) + 2, OWN_CALLS[machine]), (load, 0, 0, 0)),
+        *((test, len(tests) - place, 0, value) for place, (test, value) in enumerate(tests)),
+        *((end, 0, 0, 0x7FFF0000), (end, 0, 0, 0x00050001)),  # allowed; EPERM
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in program))
+    whole = struct.pack("@HP", len(program), ctypes.addressof(code))
+    call(libc, "prctl", SECCOMP, FILTER, whole, 0, 0)
 
 
 def prctl(libc: ctypes.CDLL, option: int, value: int) -> None:

@@ -7,7 +7,8 @@
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,21 +44,21 @@ def check(config: Config, *, rows: Sequence[str] | None, folders: bool, allow_co
         allow_exec: programs that a model writes may be run, in a sandbox.
 
     Raises:
-        UsageError: a permission, a row or a task that is not there.
+        UsageError: a permission, a row or a task that is not there, or two rows of one name.
         MachineError: an extra is not installed.
     """
     if config.code and not allow_exec:
         raise UsageError("eval.code runs programs that a model writes", next="say --allow-code-exec to run them in a sandbox")
     if config.code:
         code_evaluation.check()
-    if config.beams > 1 and config.temperature:
-        raise UsageError("eval.beams goes with temperature 0", next="leave one of them out")
-    if config.beams > 1 and not folders:
-        raise UsageError("neither llama.cpp nor an endpoint does beam search", next="set eval.beams to 1, or leave export out")
-    if rows is not None and config.review:
-        reviewing.check(config.review, rows)
+    if config.beams > 1:
+        _check_beams(config, folders=folders)
+    if rows is not None:
+        _refuse_doubles(rows)
+        if config.review:
+            reviewing.check(config.review, rows)
     if config.gate:
-        judging.check(config.gate, rows)
+        judging.check(config.gate, rows, sensitive=bool(config.sensitive))
     if config.compat:
         from llmkit.metrics import compat
 
@@ -68,6 +69,15 @@ def check(config: Config, *, rows: Sequence[str] | None, folders: bool, allow_co
         harness_tasks.check(config.tasks, allow_code=allow_code)
     if config.engine == "vllm" and find_spec("vllm") is None:
         raise MachineError("vLLM is not installed", next="pip install vllm, on a machine with a GPU, or leave eval.engine out")
+
+
+def _check_beams(config: Config, *, folders: bool) -> None:
+    if config.temperature:
+        raise UsageError("eval.beams goes with temperature 0", next="leave one of them out")
+    if config.engine == "vllm":
+        raise UsageError("vLLM does no beam search", next="set eval.beams to 1, or leave eval.engine out")
+    if not folders:
+        raise UsageError("neither llama.cpp nor an endpoint does beam search", next="set eval.beams to 1, or leave export out")
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
@@ -89,8 +99,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
     scratch = out / "scratch"
     scratch.mkdir(exist_ok=True)
     rows = _rows(config, inputs, asked, coding, scratch)
-    shutil.rmtree(scratch)
-    report, lines = _report(config, inputs, asked, rows)
+    is_sensitive = _sensitive(config, inputs)
+    report, lines = _report(config, inputs, asked, rows, is_sensitive)
     if coding:
         report["code"] = {name: coding.report(name, row.quizzes["code"]) for name, row in rows.items()}
     if config.review:
@@ -98,10 +108,12 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
     _write(report, lines, out)
     if config.gate:
         earlier = inputs["baseline"].path if "baseline" in inputs else None
-        verdict = judging.judge(config.gate, out, earlier, [name for name, row in rows.items() if row.changed])
+        changed = [name for name, row in rows.items() if row.changed]
+        verdict = judging.judge(config.gate, out, earlier, changed, is_sensitive=is_sensitive)
         report["gate"] = verdict.to_json()
         _write(report, lines, out)
     _write_pages(report, lines, out)
+    shutil.rmtree(scratch)  # only now: an endpoint's answers lie there, and nowhere else until all of this is published
     for warning in report["warnings"]:
         progress.note(f"warning: {warning}")
     return {"n_samples": len(asked), "variants": list(rows), "warnings": report["warnings"], "gate": report["gate"]}
@@ -120,15 +132,29 @@ def _rows(
     reference = next((one for one in found if isinstance(one, variants.Folder) and one.name == wanted), None)
     if config.endpoint:
         found.append(variants.remote(config.endpoint))
+    _refuse_doubles([one.name for one in found])
     template = None
     if reference:
         from llmkit.engine import templates
 
         template = templates.resolve("model", reference.path)
-    return Bench(_plan(config, asked, coding), reference, template, scratch=scratch, cache=cache).rows(found)
+    return Bench(_plan(config, inputs, asked, coding), reference, template, scratch=scratch, cache=cache).rows(found)
 
 
-def _plan(config: Config, asked: "Sequence[Question]", coding: "Coding | None") -> "Plan":
+def _refuse_doubles(rows: Sequence[str]) -> None:
+    """Of two variants with one name the report would tell of the last alone."""
+    if doubles := [name for name in dict.fromkeys(rows) if rows.count(name) > 1]:
+        raise UsageError(f"two rows of the report would be called {doubles[0]!r}", next="give the endpoint another name")
+
+
+def _sensitive(config: Config, inputs: Mapping[str, Artifact]) -> "Callable[[str], bool] | None":
+    from llmkit.data import sensitive
+
+    words = [inputs[f"words.{index}"].path for index in range(len(config.sensitive))]
+    return sensitive.holds_any(words) if words else None
+
+
+def _plan(config: Config, inputs: Mapping[str, Artifact], asked: "Sequence[Question]", coding: "Coding | None") -> "Plan":
     from llmkit import answers
     from llmkit.evaluation.measuring import DIALOGUES, Plan, Quiz
 
@@ -136,27 +162,31 @@ def _plan(config: Config, asked: "Sequence[Question]", coding: "Coding | None") 
     quizzes = {DIALOGUES: Quiz(prompts, answers.keys(prompts), config.decoding)}
     if coding:
         quizzes["code"] = Quiz(coding.prompts, coding.keys, coding.decoding(config.seed))
-    tasks = None
+    tasks, content = None, ""
     if config.tasks:
+        files = [given.fingerprint for role, given in inputs.items() if role.startswith("task.")]
+        content = artifact.digest(metadata.version("lm_eval"), files)
         tasks = {"tasks": list(config.tasks), "limit": config.task_limit, "fewshot": config.task_fewshot}
         tasks["allow_code"] = True  # `check` has refused it where it was not allowed
     dialogues = [one.dialogue for one in asked[:KL_DIALOGUES]]
-    return Plan(quizzes, dialogues, config.batch_size, config.slots, config.engine, tasks)
+    return Plan(quizzes, dialogues, config.batch_size, config.slots, config.engine, tasks, content)
 
 
 def _report(
-    config: Config, inputs: Mapping[str, Artifact], asked: "Sequence[Question]", rows: "Mapping[str, Row]"
+    config: Config,
+    inputs: Mapping[str, Artifact],
+    asked: "Sequence[Question]",
+    rows: "Mapping[str, Row]",
+    is_sensitive: "Callable[[str], bool] | None",
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The report but for code, review and gate, and a line for each sample."""
-    from llmkit.data import sensitive
     from llmkit.evaluation import summary
 
-    words = [inputs[f"words.{index}"].path for index in range(len(config.sensitive))]
-    marked = summary.mark(rows, asked, is_sensitive=sensitive.holds_any(words) if words else None, compat=config.compat)
+    marked = summary.mark(rows, asked, is_sensitive=is_sensitive, compat=config.compat)
     reference = next((name for name in ("merged", "base") if name in rows), None)
     report = summary.report(rows, asked, marked, reference=reference)
-    if words:
-        lists = artifact.digest([inputs[f"words.{index}"].fingerprint for index in range(len(words))])
+    if is_sensitive:
+        lists = artifact.digest([inputs[f"words.{index}"].fingerprint for index in range(len(config.sensitive))])
         report["signatures"]["sensitive"] += f"|lists:{lists[:16]}"
     report["settings"] = {
         **config.model_dump(mode="json", exclude={"gate", "review"}),

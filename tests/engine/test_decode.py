@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import GenerationConfig
 
 from llmkit.answers import Decoding
 from llmkit.engine import decode, loading
@@ -109,3 +110,17 @@ def test_a_model_of_nan_still_ends(model: Any, tiny_model: Path) -> None:
             assert 1 <= len(one.ids) <= 12
             assert one.log_probability is not None
             assert one.log_probability != one.log_probability
+
+
+@pytest.mark.parametrize("options", [{}, {"beams": 3}])
+def test_what_a_published_model_would_have_added_is_left_out(model: Any, options: dict[str, Any]) -> None:
+    """Qwen's generation_config.json, for one, holds a repetition penalty: recorded settings would not tell of it."""
+    prompts = [[5, 6, 7], [9, 8, 7, 6]]
+    plain = [one.ids for one in said(model, prompts, **options)]
+    published = model.generation_config
+    model.generation_config = GenerationConfig(repetition_penalty=20.0, no_repeat_ngram_size=1, min_new_tokens=11)
+    try:
+        assert [one.ids for one in said(model, prompts, **options)] == plain
+        assert model.generation_config.repetition_penalty == 20.0
+    finally:
+        model.generation_config = published

@@ -108,10 +108,48 @@ def test_a_file_that_changed_after_export_fails_whatever_it_scores(tmp_path: Pat
 )
 def test_a_gate_that_names_what_is_not_measured_is_refused_before_any_work(gate: Gate, what: str) -> None:
     with pytest.raises(UsageError) as caught:
-        judging.check(gate, ["base", "merged"])
+        judging.check(gate, ["base", "merged"], sensitive=False)
     assert what in caught.value.next
 
 
 def test_a_drop_without_a_baseline_is_no_gate() -> None:
     with pytest.raises(ValueError, match="needs a baseline"):
         Gate(max_drop={"bleu": 1.0})
+
+
+def test_the_reference_is_at_no_distance_from_itself(tmp_path: Path) -> None:
+    """Nobody measures it: a ceiling on KL would never be known to hold otherwise."""
+    divergence = {"mean": 0.01, "p99": 0.2, "same_top": 0.98}
+    folder = written(tmp_path / "r", {"merged": REFERENCES, "q8_0": REFERENCES}, kl=0.01, divergence=divergence)
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    report["models"]["merged"] |= {"kl": None, "divergence": None}
+    (folder / "report.json").write_text(json.dumps(report), "utf-8")
+    assert judging.judge(Gate(max={"kl": 0.05, "p99": 0.5}, min={"same_top": 0.9}), folder, None, []).verdict == "pass"
+    assert judging.judge(Gate(max={"kl": 0.005}), folder, None, []).verdict == "fail"
+
+
+def test_a_drop_of_listed_words_is_judged_where_there_are_lists(tmp_path: Path) -> None:
+    folder = written(tmp_path / "r", {"merged": REFERENCES, "q8_0": [f"{one} damn" for one in REFERENCES]})
+    gate = Gate(baseline="merged", max_drop={"sensitive": 1.0})
+    assert judging.judge(gate, folder, None, [], is_sensitive=lambda text: "damn" in text).verdict == "fail"
+    with pytest.raises(UsageError, match="'sensitive', which is no metric"):
+        judging.check(gate, None, sensitive=False)
+
+
+def test_a_gate_without_limits_is_refused_before_any_work() -> None:
+    with pytest.raises(UsageError, match="no limits"):
+        judging.check(Gate(min_retention=None), ["merged"], sensitive=False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_limit_is_a_finite_number(value: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        Gate(baseline="merged", max_drop={"bleu": value})
+
+
+def test_a_row_is_a_baseline_though_a_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "merged").mkdir()
+    assert not judging.is_folder("merged")
+    (tmp_path / "merged/report.json").write_text("{}", "utf-8")
+    assert judging.is_folder("merged")

@@ -174,8 +174,9 @@ def test_what_a_report_had_to_write_as_null_still_fails_and_what_was_not_measure
     assert gate.judge(Limits(floors={"bleu": 0.0}), [Entry("q4", {"metrics": {"bleu": None}})]).verdict == FAIL
 
 
-def test_infinity_breaks_a_ceiling() -> None:
-    assert gate.judge(Limits(ceilings={"kl": 1e9}), [Entry("q4", {"kl": math.inf})]).verdict == FAIL
+@pytest.mark.parametrize("value", [math.inf, 10**400, -(10**400)])
+def test_infinity_and_what_no_float_holds_break_a_ceiling(value: float) -> None:
+    assert gate.judge(Limits(ceilings={"kl": 1e9}), [Entry("q4", {"kl": value})]).verdict == FAIL
 
 
 def test_a_model_without_retention_is_not_held_to_it_and_alone_proves_nothing() -> None:
@@ -217,14 +218,6 @@ def test_a_gate_needs_a_model_and_a_metric_with_a_better_side() -> None:
 def test_base_and_baseline_are_not_judged() -> None:
     assert gate.judged(["base", "merged", "int8", "q4_k_m"], baseline="merged") == ["int8", "q4_k_m"]
     assert gate.judged(["base", "merged"]) == ["merged"]
-
-
-def test_tallies_of_texts_and_of_programs_are_judged_in_one_gate() -> None:
-    before, after = noise(200, shift=2.0)
-    problems = mean("pass@1", np.random.default_rng(0).uniform(0, 100, 40))
-    entry = Entry("q4", {}, {**after, "pass@1": problems}, {**before, "pass@1": replace(problems)})
-    verdicts = [check.verdict for check in gate.judge(Limits(max_drop={"rougeL": 0.5, "pass@1": 1.0}), [entry]).checks]
-    assert verdicts == [FAIL, PASS]
 
 
 def rates(pair: Any, *, runs: int = 200, metrics: tuple[str, ...] = ("bleu",)) -> dict[str, float]:

@@ -68,6 +68,13 @@ def test_an_answer_without_code_gives_no_program(answer: str) -> None:
     assert completion(answer, PROBLEM) == ""
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\x0c", "\x85", "\x1e"])
+@pytest.mark.parametrize("fence", ["```python\n{}\n```", "{}"])
+def test_what_ends_no_line_of_python_stays_in_its_string(mark: str, fence: str) -> None:
+    code = f"def total(xs):\n    return '{mark}'"
+    assert code in completion(fence.format(code), PROBLEM)
+
+
 def test_a_broken_function_is_kept_and_known_to_be_broken() -> None:
     program = completion("```python\ndef total(xs:\n    return\n```", PROBLEM)
     assert "def total(xs:" in program

@@ -15,7 +15,11 @@ from typing import Any
 
 import pytest
 
+from llmkit import artifact
+from llmkit.artifact import Kind
+from llmkit.evaluation import settings
 from llmkit.report import html
+from llmkit.steps import eval as evaluation
 from tests.test_chain import ENVIRONMENT, write_tiny_recipe
 
 VARIANTS = ["base", "merged", "nf4", "f16", "q8_0"]
@@ -173,8 +177,10 @@ class Parrot(BaseHTTPRequestHandler):
     """An OpenAI-compatible endpoint that answers everything with one sentence, after a failure or two."""
 
     failures = 2
+    asked = 0
 
     def do_POST(self) -> None:
+        Parrot.asked += 1
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if Parrot.failures:
             Parrot.failures -= 1
@@ -214,6 +220,37 @@ def test_an_endpoint_is_a_row_beside_the_others_and_alone(shop: Shop, parrot: st
     )
     assert list(alone["models"]) == ["other"]
     assert alone["reference"] is None
+
+
+def test_what_an_endpoint_answered_outlives_a_failure_after_it(
+    parrot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answers lie in the run's own folder alone, and must stay there until the report is whole."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    for folder in (data, out):
+        folder.mkdir()
+    messages = [{"role": "user", "content": "hm?"}, {"role": "assistant", "content": "red"}]
+    lines = [json.dumps({"id": str(number), "source": "x", "messages": messages}) for number in range(3)]
+    (data / "test.jsonl").write_text("\n".join(lines), "utf-8")
+    inputs = {"dataset": artifact.foreign(data, Kind.DATASET)}
+    config = settings.Config.model_validate({"endpoint": {"url": parrot, "model": "parrot"}})
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "_write_pages", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            evaluation.run(config, inputs, out)
+    asked = Parrot.asked
+    assert evaluation.run(config, inputs, out)["variants"] == ["endpoint"]
+    assert Parrot.asked == asked
+    assert not (out / "scratch").exists()
+
+
+def test_a_model_called_as_a_part_of_an_evaluation_is_none(shop: Shop, tmp_path: Path) -> None:
+    shutil.copytree(shop.folder / "runs/tiny/merge", tmp_path / "gguf")
+    report = shop.report(
+        "eval", "--input", str(tmp_path / "gguf"), "--model", "runs/tiny/merge", "--data", "runs/tiny/clean",
+        "--output", str(tmp_path / "r"),
+    )  # fmt: skip
+    assert list(report["models"]) == ["base", "input-gguf"]
 
 
 def test_a_gguf_file_alone_is_measured_against_the_model_that_is_named(shop: Shop, tmp_path: Path) -> None:
@@ -290,6 +327,9 @@ def test_other_tools_numbers_stand_beside_ours_by_their_names(shop: Shop) -> Non
         (["--set", "eval.beams=4"], "beam search"),
         (["--set", "eval.tasks=[no_such_task_at_all]"], "no_such_task_at_all"),
         (["--review", "merged,merged", "--set", "export="], "one model twice"),
+        (["--set", "eval.endpoint={url: http://x, name: merged}", "--set", "export="], "two rows"),
+        (["--set", "eval.gate={variants: [mine], max_drop: {bleu: .nan}}"], "finite number"),
+        (["--predictions", "p.jsonl", "--references", "r.jsonl", "--output", "r"], "--recipe does not go with"),
         (["--set", "eval.sensitive=[nowhere.txt]"], "nowhere.txt"),
     ],
 )
