@@ -129,6 +129,16 @@ def expect(folder: Path, *kinds: Kind) -> Artifact:
     return found
 
 
+def changed_since(found: Artifact) -> bool:
+    """Whether a file is not what it was when its artifact was published; hashes only what was written after the manifest."""
+    published = (found.path / MANIFEST).stat().st_mtime_ns
+    for name, entry in found.manifest.files.items():
+        path = found.path / name
+        if not path.is_file() or (path.stat().st_mtime_ns > published and sha256_file(path) != entry["sha256"]):
+            return True
+    return False
+
+
 def publish(staging: Path, final: Path, manifest: Manifest) -> Artifact:
     """Hash what `staging` holds, write its manifest, and move the folder to `final`, whose old artifact it replaces."""
     for leftover in (MANIFEST, f"{MANIFEST}.tmp"):

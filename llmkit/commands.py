@@ -338,6 +338,8 @@ def alone(job: Alone, name: str | None, overrides: Sequence[str], *, force: bool
     known = artifact.load(job.output)
     if known and known.fingerprint == fingerprint and not force:
         return _published(job, known, fresh=True)
+    if any(one.path.resolve() == job.output.resolve() for one in inputs.values()):
+        raise UsageError(f"{job.verb} would replace what it reads", where=str(job.output), next="name another --output")
     _claim(job.output, force=force)
     node.check()
     return _published(

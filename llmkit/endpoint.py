@@ -274,8 +274,8 @@ def _completion(found: Any) -> Answer:
         clean = text.encode("utf-8", "replace").decode()
     except (LookupError, TypeError, AttributeError):
         raise _PassingError("the answer is no chat completion") from None
-    counted = type(tokens) is int and 0 < tokens <= _MOST_TOKENS
-    return Answer(clean, tokens if counted else 0, stopped=stopped, seconds=0.0)
+    known = tokens if isinstance(tokens, int) and not isinstance(tokens, bool) and 0 < tokens <= _MOST_TOKENS else 0
+    return Answer(clean, known, stopped=stopped, seconds=0.0)
 
 
 def _first_model(found: Any) -> str:

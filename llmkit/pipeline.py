@@ -260,6 +260,8 @@ def plan(chain: Chain, folder: Path, *, force: Sequence[str] = ()) -> list[Plann
         fingerprints[node.name] = fingerprint
         place = folder / node.name
         reason = "forced" if node.name in force else _why(node, artifact.load(place), fingerprint, inputs, planned)
+        if not reason and node.step is evaluation:
+            reason = _touched(node, planned)
         planned.append(Planned(node, place, fingerprint, inputs, reason))
     return planned
 
@@ -279,6 +281,15 @@ def _why(node: Node, old: Artifact | None, fingerprint: str, inputs: Mapping[str
     reasons += [f"its {role} changed" for role in inputs if role not in fed and old.manifest.inputs.get(role) != inputs[role]]
     reasons += [f"its {role} is gone" for role in old.manifest.inputs if role not in inputs]
     return "; ".join(reasons) or "llmkit's own step changed"
+
+
+def _touched(node: Node, before: Sequence[Planned]) -> str:
+    """Which input is not what was published any more: what is shipped is to be what was measured."""
+    for one in before:
+        found = artifact.load(one.folder) if one.node.name in node.inputs.values() else None
+        if found and artifact.changed_since(found):
+            return f"the files of {one.node.name} changed on this disk"
+    return ""
 
 
 def _whole(path: Path, entry: Mapping[str, Any]) -> bool:
@@ -331,18 +342,24 @@ def execute(
             artifact.recover(folder / name)
         planned = [p for p in plan(chain, folder, force=forced) if p.node.name in wanted]
         if any(not p.fresh for p in planned):
-            _check(planned)
+            _check(chain, planned)
             fetched = _fetch(chain, planned, partial(lay_out, recipe, allow=allow))
             if fetched is not chain:
                 # A hub model's fingerprint is its content, known only now.
                 chain, planned = fetched, [p for p in plan(fetched, folder, force=forced) if p.node.name in wanted]
-                _check(planned)
+                _check(chain, planned)
         return list(_run_all(chain, planned, folder, report))
 
 
-def _check(planned: Sequence[Planned]) -> None:
+def _check(chain: Chain, planned: Sequence[Planned]) -> None:
     for one in planned:
         if not one.fresh:
+            for role, name in one.node.inputs.items():
+                found = chain.origins[name].ready if name in chain.origins else None
+                if found and found.path.resolve() == one.folder.resolve():
+                    raise UsageError(
+                        f"{one.node.name} would replace the {role} it reads", where=str(found.path), next="name a copy of it"
+                    )
             one.node.check()
 
 

@@ -1,6 +1,7 @@
 """Holds an evaluation's gate against its report. Knows reports and limits; the rule itself is in metrics/gate."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,13 +51,14 @@ NUMBERS = [
 _FROM_ITSELF = {"mean": 0.0, "median": 0.0, "p99": 0.0, "rms_dp": 0.0, "same_top": 1.0}
 
 
-def check(gate: Gate, rows: Sequence[str] | None, *, sensitive: bool) -> None:
+def check(gate: Gate, rows: Sequence[str] | None, *, sensitive: bool, further: Sequence[str] = ()) -> None:
     """Refuse a gate that has no limits, or names what is not measured.
 
     Args:
         gate: the limits.
         rows: the report's, where they are known already.
         sensitive: there are lists of sensitive words.
+        further: what else floors and ceilings may name, such as pass@1; with a dot at its end, the beginning of names.
 
     Raises:
         UsageError: says what, and what there is.
@@ -65,11 +67,11 @@ def check(gate: Gate, rows: Sequence[str] | None, *, sensitive: bool) -> None:
     scores = [name for name in SCORES if sensitive or name != "sensitive"]
     for key, names, known in (
         ("max_drop", gate.max_drop, [name for name in scores if name != "length_ratio"]),  # which has no better side
-        ("min", gate.min, [*scores, *NUMBERS]),
-        ("max", gate.max, [*scores, *NUMBERS]),
+        ("min", gate.min, [*scores, *NUMBERS, *further]),
+        ("max", gate.max, [*scores, *NUMBERS, *further]),
     ):
         for name in names:
-            if name not in known:
+            if name not in known and not any(one.endswith(".") and name.startswith(one) for one in known):
                 near = get_close_matches(name, known, n=1, cutoff=0.5)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise UsageError(
@@ -100,7 +102,13 @@ def is_folder(baseline: str) -> bool:
 
 
 def judge(
-    gate: Gate, folder: Path, earlier: Path | None, changed: Sequence[str], *, is_sensitive: Test | None = None
+    gate: Gate,
+    folder: Path,
+    earlier: Path | None,
+    changed: Sequence[str],
+    *,
+    is_sensitive: Test | None = None,
+    further: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> "Verdict":
     """The verdict on the report in `folder`.
 
@@ -110,23 +118,28 @@ def judge(
         earlier: the folder of the report that drops are measured from; None: the baseline is a row of this one, or none.
         changed: variants whose files are not those that were published.
         is_sensitive: whether an answer holds a listed word; None: there are no lists.
+        further: by row, what else was measured: pass@1, cmmlu.acc.
 
     Raises:
-        UsageError: a row that is not there.
+        UsageError: a row or a number that is not there.
         DataError: an earlier report that cannot be read.
     """
     from llmkit.metrics import gate as rule
     from llmkit.metrics import reports
 
     report = reports.read(folder)
-    check(gate, list(report.rows), sensitive=is_sensitive is not None)
+    also = further or {}
+    names_of_more = sorted({name for numbers in also.values() for name in numbers})
+    check(gate, list(report.rows), sensitive=is_sensitive is not None, further=names_of_more)
     names = judged(gate, list(report.rows))
     before = reports.read(earlier) if earlier else report
     against = {name: _baseline(gate, report, before, name) for name in names} if gate.baseline else {}
     why = reports.obstacles(before, report) if earlier else []
     if why:
         return rule.Verdict((_incomparable(why),))
-    verdict = rule.judge(_limits(gate), _entries(report, before, names, against, is_sensitive))
+    entries = _entries(report, before, names, against, is_sensitive)
+    entries = [replace(one, row={**one.row, **also.get(one.model, {})}) for one in entries]
+    verdict = rule.judge(_limits(gate), entries)
     return rule.Verdict((*verdict.checks, *(_changed(name) for name in names if name in changed)))
 
 

@@ -5,6 +5,7 @@ chosen and the versions of what ran: a killed evaluation goes on where it was, a
 """
 
 import os
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -26,7 +27,12 @@ REVISION = 1
 _VERSIONS = {"transformers": ("torch", "transformers", "bitsandbytes"), "vllm": ("vllm",), "llama.cpp": ("xllamacpp",)}
 DIALOGUES = "dialogues"
 _PEAK = "peak_memory_bytes"
+_FAILURES = "failures"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+# Speeds are kept with the answers, and a folder may be shared by machines of several kinds.
+_MACHINE = [platform.machine(), os.cpu_count(), Path("/dev/nvidia0").exists()]
 
 
 @dataclass(frozen=True)
@@ -125,9 +131,15 @@ class Bench:
         if isinstance(variant, Remote):
             return self._ask_endpoint(variant)
         row = self._run_gguf(variant) if isinstance(variant, Gguf) else self._run_folder(variant)
+        noted = {key: value for key, value in asdict(row).items() if key != "quizzes"}
+        # What does not fit will not fit the next time either; what a store holds has no failures.
+        noted[_FAILURES] = {name: self._failures(name, found) for name, found in row.quizzes.items()}
         with Store(self._place(variant, DIALOGUES)) as store:
-            store.note(self._measurement, {key: value for key, value in asdict(row).items() if key != "quizzes"})
+            store.note(self._measurement, noted)
         return row
+
+    def _failures(self, quiz: str, found: Sequence[Answer]) -> dict[str, str]:
+        return {key: one.failure for key, one in zip(self._plan.quizzes[quiz].keys, found, strict=True) if one.failure}
 
     # What was measured before.
 
@@ -139,14 +151,17 @@ class Bench:
             noted = store.noted(self._measurement)
         if not noted:
             return None
-        quizzes = {name: self._kept(variant, name) for name in self._plan.quizzes}
+        failures = noted.pop(_FAILURES)
+        quizzes = {name: self._kept(variant, name, failures.get(name, {})) for name in self._plan.quizzes}
         if any(len(found) < len(self._plan.quizzes[name].keys) for name, found in quizzes.items()):
             return None
         return Row(quizzes, **{**noted, "changed": variant.changed})
 
-    def _kept(self, variant: Variant, quiz: str) -> list[Answer]:
+    def _kept(self, variant: Variant, quiz: str, failures: Mapping[str, str]) -> list[Answer]:
+        failed = {key: Answer("", 0, stopped=False, seconds=0.0, failure=why) for key, why in failures.items()}
         with Store(self._place(variant, quiz)) as store:
-            return [one for one in map(store.get, self._plan.quizzes[quiz].keys) if one]
+            found = [store.get(key) or failed.get(key) for key in self._plan.quizzes[quiz].keys]
+        return [one for one in found if one]
 
     @cached_property
     def _measurement(self) -> str:
@@ -163,7 +178,8 @@ class Bench:
         if isinstance(variant, Remote):
             return self._scratch / f"{artifact.digest(variant.fingerprint, decoding)[:32]}.jsonl"
         runtime = "llama.cpp" if isinstance(variant, Gguf) else self._plan.runtime
-        name = artifact.digest(REVISION, variant.fingerprint, _versions(runtime), decoding, self._circumstances(variant, quiz))
+        more = self._circumstances(variant, quiz)
+        name = artifact.digest(REVISION, variant.fingerprint, _versions(runtime), _MACHINE, decoding, more)
         return self._cache / "answers" / f"{name[:32]}.jsonl"
 
     def _circumstances(self, variant: Folder | Gguf, quiz: str) -> object:

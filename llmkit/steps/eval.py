@@ -58,7 +58,8 @@ def check(config: Config, *, rows: Sequence[str] | None, folders: bool, allow_co
         if config.review:
             reviewing.check(config.review, rows)
     if config.gate:
-        judging.check(config.gate, rows, sensitive=bool(config.sensitive))
+        further = [*(f"pass@{k}" for k in (config.code.k if config.code else ())), *(f"{task}." for task in config.tasks)]
+        judging.check(config.gate, rows, sensitive=bool(config.sensitive), further=further)
     if config.compat:
         from llmkit.metrics import compat
 
@@ -109,7 +110,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
     if config.gate:
         earlier = inputs["baseline"].path if "baseline" in inputs else None
         changed = [name for name, row in rows.items() if row.changed]
-        verdict = judging.judge(config.gate, out, earlier, changed, is_sensitive=is_sensitive)
+        further = {name: _further(report, name) for name in rows}
+        verdict = judging.judge(config.gate, out, earlier, changed, is_sensitive=is_sensitive, further=further)
         report["gate"] = verdict.to_json()
         _write(report, lines, out)
     _write_pages(report, lines, out)
@@ -117,6 +119,13 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
     for warning in report["warnings"]:
         progress.note(f"warning: {warning}")
     return {"n_samples": len(asked), "variants": list(rows), "warnings": report["warnings"], "gate": report["gate"]}
+
+
+def _further(report: Mapping[str, Any], row: str) -> dict[str, Any]:
+    """What a gate can ask of a row besides its scores: pass@k, and benchmarks as TASK.METRIC."""
+    passed = {name: value for name, value in report.get("code", {}).get(row, {}).items() if name.startswith("pass@")}
+    tasks = {task: held.get(row, {}) for task, held in report["tasks"].items()}
+    return passed | {f"{task}.{metric}": value for task, scores in tasks.items() for metric, value in scores.items()}
 
 
 def _rows(

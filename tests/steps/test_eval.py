@@ -121,7 +121,7 @@ def test_a_gate_passes_identical_outputs_and_fails_a_file_with_a_corrupted_tenso
         tensor = next(one for one in GGUFReader(file).tensors if one.name == "blk.0.ffn_down.weight")
         start = int(tensor.data_offset)
         file.write_bytes(whole[:start] + os.urandom(int(tensor.n_bytes)) + whole[start + int(tensor.n_bytes) :])
-        done = shop.llmkit("eval", "--recipe", "tiny.yaml", *gate, "--force")
+        done = shop.llmkit("eval", "--recipe", "tiny.yaml", *gate)
         assert done.returncode == 1, done.stderr
         assert "error: the gate failed" in done.stderr
         report = json.loads((shop.folder / "runs/tiny/eval/report.json").read_text("utf-8"))
@@ -289,6 +289,8 @@ def test_programs_run_only_where_that_is_allowed(shop: Shop, tmp_path: Path) -> 
     for row in found.values():
         assert row["pass@1"] == row["pass@2"] == 0
         assert (row["n_problems"], row["n_samples"]) == (1, 2)
+    gate = shop.eval(*code, "--set", "eval.gate.min={pass@1: 50}", "--allow-code-exec", code=1)["gate"]
+    assert {check["verdict"] for check in gate["checks"] if check["metric"] == "pass@1"} == {"fail"}
 
 
 def test_a_review_page_is_written_and_its_ratings_come_back_in(shop: Shop, tmp_path: Path) -> None:
@@ -331,6 +333,7 @@ def test_other_tools_numbers_stand_beside_ours_by_their_names(shop: Shop) -> Non
         (["--set", "eval.gate={variants: [mine], max_drop: {bleu: .nan}}"], "finite number"),
         (["--predictions", "p.jsonl", "--references", "r.jsonl", "--output", "r"], "--recipe does not go with"),
         (["--set", "eval.sensitive=[nowhere.txt]"], "nowhere.txt"),
+        (["--baseline", "runs/tiny/eval", "--max-drop", "bleu=1"], "would replace the baseline it reads"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_any_work(shop: Shop, arguments: list[str], what: str) -> None:
