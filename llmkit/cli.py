@@ -260,6 +260,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure base, merged, quantized and GGUF, each in its own runtime; exit code 1 where one fails the gate."""
+    compat = [name for one in compat or () for name in one.split(",")]
     if predictions or references:
         if not (predictions and references and output):
             _usage("--predictions, --references and --output go together")
@@ -267,10 +268,10 @@ def evaluate(
         others |= {"--baseline": baseline, "--max-drop": max_drop, "--review": review, "--ratings": ratings}
         if vain := next((name for name, value in others.items() if value), None):
             _usage(f"{vain} does not go with --predictions; `llmkit compare` judges its reports")
-        _do(lambda c: c.score(predictions, references, output, compat=compat or [], force=force), json_=json_, quiet=quiet)
+        _do(lambda c: c.score(predictions, references, output, compat=compat, force=force), json_=json_, quiet=quiet)
         return
     asked: dict[str, object] = {
-        "compat": compat,
+        "compat": compat or None,
         "gate.baseline": baseline,
         "gate.max_drop": _points(max_drop) if max_drop else None,
         "review.models": review.split(",") if review else None,

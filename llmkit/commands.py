@@ -294,6 +294,8 @@ def compare(names: Sequence[str], max_drop: Mapping[str, float], *, markdown: Pa
         raise UsageError("--junit tells of a gate", next="add --max-drop METRIC=POINTS")
     compared = comparing.compare(names, max_drop=max_drop, score=judging.tallies)
     data = compared.to_json()
+    for path in filter(None, (markdown, junit)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if markdown:
         markdown.write_text(comparison.markdown(data) + "\n", encoding="utf-8")
     if junit:
@@ -310,7 +312,9 @@ def _judged(gate: Mapping[str, Any] | None) -> LlmkitError | None:
     why = judging.failure(gate)
     if gate["verdict"] == "fail":
         return GateError(f"the gate failed: {why}")
-    return DataError(f"the gate cannot tell: {why}", next="give it more samples, or allow a larger drop")
+    few = any(check["samples_needed"] for check in gate["checks"])
+    remedy = "give it more samples, or allow a larger drop" if few else "measure that, or leave the limit or the row out"
+    return DataError(f"the gate cannot tell: {why}", next=remedy)
 
 
 def _width() -> int:
@@ -380,6 +384,9 @@ def _settings(job: Alone, name: str | None, overrides: Sequence[str]) -> Recipe:
     raw["data"] = {**(data if isinstance(data, dict) else {}), "sources": [{"path": job.given, "format": job.format}]}
     if raw.get(job.verb) is None:
         raw[job.verb] = {}
+    if job.verb == "eval" and isinstance(raw["eval"], dict) and _is_url(job.given):
+        endpoint = raw["eval"].get("endpoint")
+        raw["eval"]["endpoint"] = {**(endpoint if isinstance(endpoint, dict) else {}), "url": job.given}
     return recipe.validate(Recipe, raw, where=where)
 
 
@@ -440,7 +447,6 @@ def _export_alone(job: Alone, settings: Recipe, allow: Allowed) -> tuple[Node, d
 
 def _eval_alone(job: Alone, settings: Recipe, allow: Allowed) -> tuple[Node, dict[str, Artifact]]:
     from llmkit.evaluation import variants
-    from llmkit.evaluation.settings import Config
     from llmkit.steps import eval as evaluation
 
     assert settings.eval
@@ -449,16 +455,18 @@ def _eval_alone(job: Alone, settings: Recipe, allow: Allowed) -> tuple[Node, dic
     config, inputs = settings.eval, {"dataset": _dataset(Path(job.data))}
     if job.model:
         inputs["base"] = _base(job)
-    if job.given.startswith(("http://", "https://")):
-        told = config.endpoint.model_dump() if config.endpoint else {}
-        config = recipe.validate(Config, {**config.model_dump(), "endpoint": {**told, "url": job.given}}, where="--input")
+    if _is_url(job.given):
+        pass  # its row is `config.endpoint`
     elif job.given.lower().endswith(".gguf"):
         inputs["file"] = _here(origin.file(job.given))
     else:
         folder = Path(job.given)
         # Its row is called as the folder is, beside that of the model it is compared with.
-        role = variants.row_name(folder.resolve().name) if job.model else "base"
-        inputs[role] = _folder(folder, Kind.MODEL, "config.json", Kind.QUANTIZED)
+        found = _measurable(folder)
+        alone = "merged" if found.manifest.step == "merge" else "base"
+        inputs[variants.row_name(folder.resolve().name) if job.model else alone] = found
+    if config.tasks and not any(one.manifest.kind in (Kind.MODEL, Kind.QUANTIZED) for one in inputs.values()):
+        raise UsageError("benchmarks need a Hugging Face model beside it", where=job.given, next="name it with --model")
     files = pipeline.evaluation_files(config)
     rows = [variants.row_name(inputs[name].path.stem) if name == "file" else name for name in inputs if name != "dataset"]
     rows += [config.endpoint.name] if config.endpoint else []
@@ -466,6 +474,23 @@ def _eval_alone(job: Alone, settings: Recipe, allow: Allowed) -> tuple[Node, dic
     allowed = {"allow_code": allow.code, "allow_exec": allow.code_exec}
     check = partial(evaluation.check, config, rows=rows, folders=folders, **allowed)
     return Node("eval", evaluation, config, {}, check), inputs | {role: _here(found) for role, found in files.items()}
+
+
+def _is_url(given: str) -> bool:
+    return given.startswith(("http://", "https://"))
+
+
+def _measurable(folder: Path) -> Artifact:
+    """A model that answers by itself, with a hint for what does not."""
+    known = artifact.load(folder)
+    if known and known.manifest.kind is Kind.ADAPTER:
+        raise UsageError(
+            "an adapter alone answers nothing", where=str(folder), next="merge it first, as `llmkit merge --input`"
+        )
+    if known and known.manifest.kind is Kind.GGUF:
+        files = ", ".join(name for name in known.manifest.files if name.endswith(".gguf"))
+        raise UsageError("this folder holds GGUF files", where=str(folder), next=f"name one of them: {files}")
+    return _folder(folder, Kind.MODEL, "config.json", Kind.QUANTIZED)
 
 
 _ALONE: Mapping[str, Callable[[Alone, Recipe, Allowed], tuple[Node, dict[str, Artifact]]]] = {
@@ -558,7 +583,11 @@ def _shown(made: Artifact) -> list[str]:
         from llmkit.report import verdict
 
         lines.append(verdict.render(report["gate"], width=_width(), color=False))
-    return [*lines, f"the whole report: {made.path / 'report.html'}"] if (made.path / "report.html").is_file() else lines
+    from llmkit.report import brief
+
+    lines += brief.lines(report)
+    pages = {"the whole report": "report.html", "to be rated": "review.html"}
+    return [*lines, *(f"{what}: {made.path / name}" for what, name in pages.items() if (made.path / name).is_file())]
 
 
 def _remember(workspace: Path, name: str, overrides: Sequence[str]) -> None:

@@ -169,7 +169,9 @@ class _Talk:
                     self._model = self._try("GET", path, None, _first_model)
                 except _SampleError as error:
                     raise MachineError(
-                        f"the endpoint lists no model: {error}", where=self.shown, next="name the model"
+                        f"the endpoint lists no model: {error}",
+                        where=self.shown,
+                        next="start it, or name its model: eval.endpoint.model",
                     ) from None
             return self._model
 
@@ -230,7 +232,10 @@ class _Talk:
         moved = reply.headers.get("Location") if reply.status in range(300, 400) else None
         if moved:
             why = f"it has moved to {_short(moved.partition('?')[0])}"
-        return UsageError(f"the endpoint refuses the request: {why}", where=self.shown, next=_ADVICE.get(reply.status, ""))
+        advice = _ADVICE.get(reply.status, "")
+        if reply.status == 401 and self._key:
+            advice = f"it does not accept the key in {self._endpoint.key}"
+        return UsageError(f"the endpoint refuses the request: {why}", where=self.shown, next=advice)
 
 
 def _address(url: str) -> SplitResult:

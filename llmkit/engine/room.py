@@ -10,7 +10,7 @@ from llmkit.errors import LlmkitError
 
 SHARE = 0.5  # of what is free: others take memory too, and an allocator leaves holes
 # Beyond these a step costs in proportion to its rows, and a kill loses more of the work.
-MOST = {"cpu": 64, "cuda": 256}
+MOST = {"cpu": 32, "cuda": 256}
 # Vocabulary-wide float32 rows alive at once: the logits, their copy in float32, and what one operation on them makes.
 LOGITS = 4
 

@@ -80,7 +80,8 @@ def check(gate: Gate, rows: Sequence[str] | None, *, sensitive: bool, further: S
     named = [*(gate.variants or ()), *([gate.baseline] if gate.baseline and not is_folder(gate.baseline) else [])]
     for name in named:
         if rows is not None and name not in rows:
-            raise UsageError(f"eval.gate names {name!r}, which is not measured", next=f"choose from {', '.join(rows)}")
+            also = "; or name the folder of an earlier report" if name == gate.baseline else ""
+            raise UsageError(f"eval.gate names {name!r}, which is not measured", next=f"choose from {', '.join(rows)}{also}")
     if rows is not None and not judged(gate, rows):
         raise UsageError(
             "eval.gate judges nothing: base and the baseline are all there is", next="name rows in eval.gate.variants"
@@ -140,7 +141,9 @@ def judge(
     entries = _entries(report, before, names, against, is_sensitive)
     entries = [replace(one, row={**one.row, **also.get(one.model, {})}) for one in entries]
     verdict = rule.judge(_limits(gate), entries)
-    return rule.Verdict((*verdict.checks, *(_changed(name) for name in names if name in changed)))
+    mute = [name for name in names if report.rows[name].get("failed") == len(report.samples)]
+    more = [*map(_mute, mute), *(_changed(name) for name in names if name in changed)]
+    return rule.Verdict((*verdict.checks, *more))
 
 
 def _limits(gate: Gate) -> "Limits":
@@ -171,7 +174,8 @@ def _entries(
     found = []
     for name in names:
         mine, theirs = (True, name), (before is report, against.get(name, ""))
-        same = theirs in texts and texts[mine] == texts[theirs]
+        # Two answers that failed alike say nothing of each other.
+        same = theirs in texts and texts[mine] == texts[theirs] and not report.rows[name].get("failed")
         numbers = report.rows[name]
         if name == report.reference:
             numbers = {**numbers, "kl": 0.0, "divergence": _FROM_ITSELF}
@@ -193,6 +197,12 @@ def _incomparable(why: Sequence[str]) -> "Check":
     return rule.Check("all", "all", "max_drop", 0.0, rule.UNKNOWN, f"the baseline cannot be compared: {'; '.join(why)}")
 
 
+def _mute(name: str) -> "Check":
+    from llmkit.metrics import gate as rule
+
+    return rule.Check(name, "failed", "answered", 0.0, rule.FAIL, "it answered no prompt at all")
+
+
 def _changed(name: str) -> "Check":
     from llmkit.metrics import gate as rule
 
@@ -204,5 +214,5 @@ def failure(gate: Mapping[str, Any]) -> str:
     wrong = [one for one in gate["checks"] if one["verdict"] == gate["verdict"]]
     if not wrong:
         return "not one of its limits could be held against what was measured"
-    told = "; ".join(f"{one['model']}: {one['why']}" for one in wrong[:3])
+    told = "; ".join(f"{one['model']}, {one['metric']}: {one['why']}" for one in wrong[:3])
     return f"{told}{f'; and {len(wrong) - 3} more' if len(wrong) > 3 else ''}"

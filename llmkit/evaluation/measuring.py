@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit import artifact, endpoint, progress
 from llmkit.answers import Answer, Decoding, Store
+from llmkit.errors import UsageError
 from llmkit.evaluation.variants import Folder, Gguf, Remote, Variant
 
 if TYPE_CHECKING:
@@ -240,10 +241,17 @@ class Bench:
 
         slots = self._slots(variant)
         longest = max(runtime.room(prompt, quiz.decoding.max_new_tokens) for quiz in self._quizzes for prompt in quiz.prompts)
+        trained, asked = runtime.trained_context(variant.path), max(quiz.decoding.max_new_tokens for quiz in self._quizzes)
+        if trained and asked >= trained:
+            raise UsageError(
+                f"answers of {asked} tokens leave no room for the question: the whole context is {trained}",
+                where=str(variant.path),
+                next="lower eval.max_new_tokens",
+            )
         server = runtime.LlamaServer(
             variant.path,
             threads=os.cpu_count() or 1,
-            context=longest,
+            context=min(longest, trained or longest),
             slots=slots,
             exact_attention=runtime.is_exact(variant.path),  # else texts would depend on the slots
             adapter=variant.adapter,

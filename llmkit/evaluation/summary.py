@@ -110,6 +110,7 @@ def entry(row: Row, scores: Scores) -> dict[str, Any]:
         "runtime": row.runtime,
         "batch_size": row.batch_size,
         "fingerprint": row.fingerprint,
+        "changed": row.changed,
     }
 
 
@@ -154,7 +155,8 @@ def _warnings(name: str, row: Row, model: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name} is damaged: its probabilities are no numbers"
     elif table.lost_fine_tune(name, model):
         kept = model["retention"]
-        yield f"{name} lost the fine-tune: it kept {kept:.0%} of it (retention {kept:.3f})"
+        told = f"it kept {kept:.0%} of it" if kept > 0 else "it is as far from it as the base, or farther"
+        yield f"{name} lost the fine-tune: {told} (retention {kept:.3f})"
     if row.failed:
         why = next(one.failure for one in row.answers if one.failure)
         yield f"{name} gave no answer to {row.failed} of {len(row.answers)} prompts, which score 0; the first: {why}"

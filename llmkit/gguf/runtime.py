@@ -326,6 +326,13 @@ def is_exact(path: Path) -> bool:
     )
 
 
+def trained_context(path: Path) -> int | None:
+    """Tokens that the model of a file was trained to see at once; None where it does not say. Raises as `slots_for`."""
+    metadata = container.open_split(path)[0].metadata
+    found = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def _message(answer: Mapping[str, Any]) -> str:
     error = answer.get("error")
     return str(error.get("message", error)) if isinstance(error, Mapping) else str(error)

@@ -15,7 +15,7 @@ from llmkit.metrics.tally import Floats, Tally
 RESAMPLES = 1000
 LEVEL = 0.95
 _ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-_TOPS = {"points": 100.0, "share": 1.0, "ratio": 1.0}  # of what a sample can score, by unit
+_TOPS = {"points": 100.0, "share": 1.0}  # the most a score can be, by unit; the least is 0
 _CHUNK = 1 << 21  # weights held at once: 16 MB
 
 
@@ -44,7 +44,8 @@ def intervals(tallies: Sequence[Tally], *, seed: int = 0, resamples: int = RESAM
     found = {}
     for tally, scores in zip(tallies, replicates(tallies, seed=seed, resamples=resamples), strict=True):
         if len(tally.counts) > 1 and np.isfinite(scores).all():
-            low, high = np.quantile(scores, _ENDS)
+            # Pseudo-values of few samples spread beyond what a score can be.
+            low, high = np.clip(np.quantile(scores, _ENDS), 0 if tally.unit in _TOPS else None, _TOPS.get(tally.unit))
             found[tally.name] = _unseen_of(tally) or (float(low), float(high))
     return found
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from llmkit.report import html, markdown, recommend, scores, table, values, verdict
+from llmkit.report import brief, html, markdown, recommend, scores, table, values, verdict
 from llmkit.report.html import Html, element, join, said, unfold
 from llmkit.report.recommend import Choice
 from llmkit.report.values import Part, finite, part, parts
@@ -66,8 +66,8 @@ def summary(report: Mapping[str, Any]) -> str:
     parts = [verdict.markdown(gate)] if gate else []
     parts += [markdown.escaped(" ".join(choice.because), most=1000)] if choice.because else []
     parts += [table.markdown(report)] if values.rows(report) else []
-    warnings = [f"- {markdown.escaped(warning, most=300)}" for warning in values.items(report, "warnings")[:_ROWS]]
-    return "\n\n".join([*parts, "\n".join(warnings)]).strip()
+    told = brief.lines(report)[1 if choice.because else 0 :] + list(values.items(report, "warnings"))
+    return "\n\n".join([*parts, "\n".join(f"- {markdown.escaped(one, most=300)}" for one in told[:_ROWS])]).strip()
 
 
 # --- the opening ------------------------------------------------------------------------------------------------------

@@ -101,6 +101,8 @@ def _refusal(name: str, row: Part, report: Mapping[str, Any], metric: str) -> st
     if table.lost_fine_tune(name, row):
         kept = table.spelled(row.get("retention"), 3)
         return f"lost the fine-tune (retention {kept}, the floor is {table.RETENTION_FLOOR})"
+    if row.get("changed") is True:
+        return "its files are not those that were published"
     failed = [one.get("metric") for one in values.parts(part(report, "gate"), "checks") if _is(one, name, "fail")]
     if failed:
         return f"failed the gate ({', '.join(dict.fromkeys(title(str(one)) for one in failed))})"

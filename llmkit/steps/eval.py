@@ -4,6 +4,7 @@
 `report.md` and `junit.xml` tell the same to people and to CI, and `review.html` asks people.
 """
 
+import json
 import shlex
 import shutil
 import sys
@@ -146,8 +147,20 @@ def _rows(
     if reference:
         from llmkit.engine import templates
 
+        _check_room(config, reference.path)
         template = templates.resolve("model", reference.path)
     return Bench(_plan(config, inputs, asked, coding), reference, template, scratch=scratch, cache=cache).rows(found)
+
+
+def _check_room(config: Config, folder: Path) -> None:
+    """Refuse answers so long that no prompt can fit beside them."""
+    found = json.loads((folder / "config.json").read_text("utf-8"))
+    context = found.get("max_position_embeddings") or found.get("text_config", {}).get("max_position_embeddings")
+    if isinstance(context, int) and config.max_new_tokens >= context:
+        raise UsageError(
+            f"eval.max_new_tokens is {config.max_new_tokens}, and the model's whole context {context}",
+            next="leave room for the question",
+        )
 
 
 def _refuse_doubles(rows: Sequence[str]) -> None:

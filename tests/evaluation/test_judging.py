@@ -153,3 +153,11 @@ def test_a_row_is_a_baseline_though_a_folder_has_its_name(tmp_path: Path, monkey
     assert not judging.is_folder("merged")
     (tmp_path / "merged/report.json").write_text("{}", "utf-8")
     assert judging.is_folder("merged")
+
+
+def test_answers_that_all_failed_are_not_the_same_answers(tmp_path: Path) -> None:
+    silent = [""] * len(REFERENCES)
+    folder = written(tmp_path / "r", {"merged": silent, "nf4": silent}, failed=len(REFERENCES))
+    verdict = judging.judge(Gate(baseline="merged", max_drop={"rougeL": 1.0}), folder, None, [])
+    assert verdict.verdict == "fail"
+    assert "answered no prompt" in judging.failure(verdict.to_json())

@@ -164,3 +164,9 @@ def test_what_is_shipped_holds_every_condition(rows: list[tuple[float, float, fl
     for other, entry in product(models, [found["models"]]):
         smaller = entry[other]["size_bytes"] * 1.05 < shipped["size_bytes"]
         assert not smaller or other in choose(found).refused
+
+
+def test_a_file_that_changed_after_it_was_published_is_not_shipped() -> None:
+    choice = choose(report(q8_0=row(290, 20.0, changed=True)))
+    assert choice.name == "merged"
+    assert choice.refused == {"q8_0": "its files are not those that were published"}

@@ -271,6 +271,30 @@ def test_a_gguf_file_alone_is_measured_against_the_model_that_is_named(shop: Sho
     assert folder["models"]["quantize-nf4"]["kl"] > 0
 
 
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ("runs/tiny/finetune", "merge it first"),
+        ("runs/tiny/export", "name one of them: model-f16.gguf"),
+        ("runs/tiny/clean", "is a dataset artifact"),
+    ],
+)
+def test_what_answers_nothing_by_itself_is_refused_with_the_way_on(shop: Shop, given: str, what: str, tmp_path: Path) -> None:
+    done = shop.llmkit("eval", "--input", given, "--data", "runs/tiny/clean", "--output", str(tmp_path / "r"))
+    assert done.returncode == 2, done.stderr
+    assert what in done.stderr
+
+
+def test_a_merged_model_alone_is_called_so_and_a_cap_beyond_a_file_s_context_is_refused(shop: Shop, tmp_path: Path) -> None:
+    data = ["--data", "runs/tiny/clean"]
+    alone = shop.report("eval", "--input", "runs/tiny/merge", *data, "--output", str(tmp_path / "r"))
+    assert list(alone["models"]) == ["merged"]
+    long = ["--set", "eval.max_new_tokens=600"]
+    done = shop.llmkit("eval", "--input", "runs/tiny/export/model-q8_0.gguf", *data, *long, "--output", str(tmp_path / "q"))
+    assert done.returncode == 2, done.stderr
+    assert "lower eval.max_new_tokens" in done.stderr
+
+
 def test_programs_run_only_where_that_is_allowed(shop: Shop, tmp_path: Path) -> None:
     problem = {
         "task_id": "t/1",
@@ -333,6 +357,7 @@ def test_other_tools_numbers_stand_beside_ours_by_their_names(shop: Shop) -> Non
         (["--set", "eval.gate={variants: [mine], max_drop: {bleu: .nan}}"], "finite number"),
         (["--predictions", "p.jsonl", "--references", "r.jsonl", "--output", "r"], "--recipe does not go with"),
         (["--set", "eval.sensitive=[nowhere.txt]"], "nowhere.txt"),
+        (["--set", "eval.max_new_tokens=512"], "whole context 512"),
         (["--baseline", "runs/tiny/eval", "--max-drop", "bleu=1"], "would replace the baseline it reads"),
     ],
 )
