@@ -283,7 +283,7 @@ class Bench:
                     quizzes[name] = endpoint.answer_many(
                         variant.endpoint, quiz.prompts, decoding=quiz.decoding, keys=quiz.keys, store=store, bar=bar
                     )
-        return Row(quizzes, f"{variant.endpoint.url}", variant.fingerprint)
+        return Row(quizzes, variant.endpoint.url.partition("?")[0], variant.fingerprint)  # a query may hold a secret
 
     @property
     def _quizzes(self) -> Sequence[Quiz]:
