@@ -155,7 +155,7 @@ def test_each_step_works_alone_on_what_no_recipe_made(tiny_model: Path, tmp_path
     ran("export", "--input", "merged", "--type", "q8_0", "--output", "gguf", cwd=tmp_path)
     limits = ("--set", "eval.max_samples=2", "--set", "eval.max_new_tokens=4")
     found = ran("eval", "--input", "merged", "--data", "data", "--output", "report", *limits, cwd=tmp_path)
-    assert found["report"]["models"]["base"]["n_samples"] == 2
+    assert found["report"]["models"]["merged"]["n_samples"] == 2
     assert (tmp_path / "gguf" / "model-q8_0.gguf").is_file()
     refused = llmkit("quantize", "--input", "int8", "--bits", "4", "--output", "again", cwd=tmp_path)
     assert refused.returncode == 2
