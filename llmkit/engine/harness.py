@@ -21,11 +21,9 @@ from jinja2.sandbox import SandboxedEnvironment
 from llmkit.engine import harness_tasks
 from llmkit.engine.harness_files import merged
 from llmkit.engine.harness_local import Definition, metrics, with_data
-from llmkit.engine.harness_tasks import Selection, check
+from llmkit.engine.harness_tasks import Selection
 from llmkit.engine.templates import ChatTemplate
 from llmkit.errors import DataError, MachineError, UsageError
-
-__all__ = ["check", "evaluate_tasks", "fetch"]
 
 SEED = 1234  # the harness's own default, so that it draws the same examples
 # For standard errors that have no formula (F1, BLEU, …).

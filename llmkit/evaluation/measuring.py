@@ -112,6 +112,7 @@ class Bench:
         self._scratch = scratch
         self._cache = cache
         self._against: Reference | None = None
+        self._slots_of: dict[str, int] = {}
 
     def rows(self, variants: Sequence[Variant]) -> dict[str, Row]:
         """A row per variant, in their order; the reference is measured first, if anything has to be.
@@ -271,9 +272,12 @@ class Bench:
         return Row(quizzes, "llama.cpp on cpu", variant.fingerprint, variant.size_bytes, peak, slots, changed=variant.changed)
 
     def _slots(self, variant: Gguf) -> int:
+        """Looked up once: it takes reading the file's header, vocabulary and all, and names each of its stores."""
         from llmkit.gguf import runtime
 
-        return self._plan.slots or runtime.slots_for(variant.path)
+        if variant.name not in self._slots_of:
+            self._slots_of[variant.name] = self._plan.slots or runtime.slots_for(variant.path)
+        return self._slots_of[variant.name]
 
     def _ask_endpoint(self, variant: Remote) -> Row:
         quizzes = {}

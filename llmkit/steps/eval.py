@@ -4,7 +4,6 @@
 `report.md` and `junit.xml` tell the same to people and to CI, and `review.html` asks people.
 """
 
-import json
 import shlex
 import shutil
 import sys
@@ -92,6 +91,8 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
         DataError: the test split is empty, or a rater's file is not of this review.
         MachineError: a variant's process died, or an endpoint answered nothing.
     """
+    from llmkit.evaluation import summary
+
     asked = questions.read(inputs["dataset"].path / "test.jsonl", config.max_samples)
     coding = Coding(config.code, inputs["problems"].path if "problems" in inputs else None) if config.code else None
     if config.tasks:
@@ -107,14 +108,15 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
         report["code"] = {name: coding.report(name, row.quizzes["code"]) for name, row in rows.items()}
     if config.review:
         report["review"] = _review(config.review, inputs, asked, lines, out)
-    _write(report, lines, out)
+    summary.write_samples(out / "samples.jsonl", lines)
+    artifact.write_json(out / "report.json", report)
     if config.gate:
         earlier = inputs["baseline"].path if "baseline" in inputs else None
         changed = [name for name, row in rows.items() if row.changed]
         further = {name: _further(report, name) for name in rows}
         verdict = judging.judge(config.gate, out, earlier, changed, is_sensitive=is_sensitive, further=further)
         report["gate"] = verdict.to_json()
-        _write(report, lines, out)
+        artifact.write_json(out / "report.json", report)
     _write_pages(report, lines, out)
     shutil.rmtree(scratch)  # only now: an endpoint's answers lie there, and nowhere else until all of this is published
     for warning in report["warnings"]:
@@ -154,8 +156,11 @@ def _rows(
 
 def _check_room(config: Config, folder: Path) -> None:
     """Refuse answers so long that no prompt can fit beside them."""
-    found = json.loads((folder / "config.json").read_text("utf-8"))
-    context = found.get("max_position_embeddings") or found.get("text_config", {}).get("max_position_embeddings")
+    from llmkit.gguf.tokenizer_files import read_json
+
+    found = read_json(folder / "config.json")
+    inner = found.get("text_config")
+    context = (inner if isinstance(inner, dict) else found).get("max_position_embeddings")
     if isinstance(context, int) and config.max_new_tokens >= context:
         raise UsageError(
             f"eval.max_new_tokens is {config.max_new_tokens}, and the model's whole context {context}",
@@ -245,13 +250,6 @@ def _review(
     (out / "review.html").write_text(arranged.page(), encoding="utf-8")
     files = [inputs[f"ratings.{index}"].path for index in range(len(review.ratings))]
     return arranged.rated(files) if files else None
-
-
-def _write(report: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], out: Path) -> None:
-    from llmkit.evaluation import summary
-
-    artifact.write_json(out / "report.json", report)
-    summary.write_samples(out / "samples.jsonl", lines)
 
 
 def _write_pages(report: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], out: Path) -> None:
