@@ -5,6 +5,7 @@ environment or a proof failed; 130 interrupted.
 """
 
 import atexit
+import importlib
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ import typer
 from llmkit import errors, progress
 
 if TYPE_CHECKING:
-    from llmkit.commands import Result
+    from llmkit.commands.result import Result
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -53,6 +54,8 @@ MaxDrop = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option("--output", help="With --input: the folder to write.")]
 Model = Annotated[str | None, typer.Option("--model", help="The base: a hub id, modelscope:ID, ./path or demo:smollm2-135m.")]
+Base = Annotated[str | None, typer.Option("--base", help="Of an adapter: its base, where its manifest does not find it.")]
+Context = Annotated[int | None, typer.Option("--context", min=1, help="Tokens that prompt and answer share.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="An artifact's folder.")]
 
 RUNS = Path("runs")
@@ -71,6 +74,7 @@ def run(
 ) -> None:
     """Run a recipe's whole chain; what is fresh is skipped."""
     _do(
+        "running",
         lambda c: c.run(recipe, set_ or [], workspace, force=force, allow=c.Allowed(allow_code, allow_code_exec)),
         json_=json_,
         quiet=quiet,
@@ -82,11 +86,25 @@ def plan(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="As for run; default as for the steps.")] = None,
     set_: Overrides = None,
     workspace: Workspace = RUNS,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="In place of a recipe: which precision of this model fits which device; a config.json will do."
+        ),
+    ] = None,
+    context: Annotated[int | None, typer.Option("--context", min=1, help="With --model: tokens. Default: 4096.")] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what would run, and why; nothing is run or fetched."""
-    _do(lambda c: c.plan(recipe, set_ or [], workspace), json_=json_, quiet=quiet)
+    """Show what would run and why, and the memory, disk and time it needs; nothing is run or fetched."""
+    if model is not None:
+        if recipe or set_:
+            _usage("--model takes the place of a recipe and its --set")
+        _do("planning", lambda c: c.fits(model, context=context or 4096), json_=json_, quiet=quiet)
+        return
+    if context is not None:
+        _usage("--context goes with --model")
+    _do("planning", lambda c: c.plan(recipe, set_ or [], workspace), json_=json_, quiet=quiet)
 
 
 @app.command()
@@ -112,7 +130,12 @@ def clean(
 ) -> None:
     """Filter, deduplicate and split raw dialogues."""
     if explain is not None:
-        _do(lambda c: c.explain_record(explain, recipe, set_ or [], workspace, output, input_), json_=json_, quiet=quiet)
+        _do(
+            "running",
+            lambda c: c.explain_record(explain, recipe, set_ or [], workspace, output, input_),
+            json_=json_,
+            quiet=quiet,
+        )
         return
     if format_ and not input_:
         _usage("--format goes with --input; a recipe's sources have a `format` of their own")
@@ -268,7 +291,7 @@ def evaluate(
         others |= {"--baseline": baseline, "--max-drop": max_drop, "--review": review, "--ratings": ratings}
         if vain := next((name for name, value in others.items() if value), None):
             _usage(f"{vain} does not go with --predictions; `llmkit compare` judges its reports")
-        _do(lambda c: c.score(predictions, references, output, compat=compat, force=force), json_=json_, quiet=quiet)
+        _do("scoring", lambda c: c.score(predictions, references, output, compat=compat, force=force), json_=json_, quiet=quiet)
         return
     asked: dict[str, object] = {
         "compat": compat or None,
@@ -309,25 +332,151 @@ def compare(
     have too few samples to tell.
     """
     drops = _points(max_drop or [])
-    _do(lambda c: c.compare(reports, drops, markdown=markdown, junit=junit), json_=json_, quiet=False)
+    _do("scoring", lambda c: c.compare(reports, drops, markdown=markdown, junit=junit), json_=json_, quiet=False)
+
+
+@app.command()
+def chat(
+    artifact: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[ARTIFACT]", help="An adapter, model, quantized or GGUF; default: what the last run would ship."
+        ),
+    ] = None,
+    versus: Annotated[
+        str | None, typer.Option("--versus", metavar="ARTIFACT", help="A second one, to be asked the same.")
+    ] = None,
+    base: Base = None,
+    system: Annotated[str | None, typer.Option("--system", help="The system message.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Of an answer. Default: 512.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", min=0, help="0, the default, is greedy.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", min=0, max=1, help="Share of likeliest tokens to draw from.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the draws; default: another each time.")] = None,
+    context: Context = None,
+    workspace: Workspace = RUNS,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout for each exchange.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Talk to an artifact, with its own template; /help tells the commands."""
+    chosen = {"system": system, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    _do(
+        "chatting",
+        lambda c: c.chat(artifact, versus, workspace, base=base, context=context, json_=json_, **chosen),
+        json_=json_,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def serve(
+    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="An adapter, model, quantized or GGUF.")],
+    base: Base = None,
+    host: Annotated[
+        str, typer.Option("--host", help="The address to listen on; beyond this machine only with a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one and says which.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", envvar="LLMKIT_API_KEY", help="What clients must send as their key.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="What the model is called; default: the artifact's name.")] = None,
+    backend: Annotated[str, typer.Option("--backend", help="auto, transformers or vllm, for what is not GGUF.")] = "auto",
+    context: Context = None,
+    parallel: Annotated[int | None, typer.Option("--parallel", min=1, help="Answers made at once. Default: 8.")] = None,
+    queue: Annotated[
+        int | None, typer.Option("--queue", min=0, help="Requests that may wait; more get 429. Default: 256.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, help="Most tokens of an answer. Default: 2048.")
+    ] = None,
+    sensitive: Annotated[
+        list[Path] | None, typer.Option("--sensitive", metavar="FILE", help="Words to refuse in and keep out; repeatable.")
+    ] = None,
+    drain: Annotated[float, typer.Option("--drain-seconds", min=0, help="What SIGTERM leaves accepted requests.")] = 300,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Serve an artifact as an OpenAI-compatible HTTP server with continuous batching."""
+    chosen = {"host": host, "port": port, "api_key": api_key, "name": name, "backend": backend, "context": context}
+    limits = {"parallel": parallel, "queue": queue, "max_tokens": max_tokens, "drain_seconds": drain}
+    _do(
+        "serving",
+        lambda c: c.serve(artifact, base=base, sensitive=sensitive or [], json_=json_, **chosen, **limits),
+        json_=json_,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def push(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder.")],
+    to: Annotated[str, typer.Argument(metavar="TO", help="OWNER/NAME on the Hugging Face hub, or modelscope:OWNER/NAME.")],
+    private: Annotated[bool, typer.Option("--private", help="A repository that others do not see.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Upload; without it, only show what would be.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Upload an artifact with its model card; only what is as it was published."""
+    _do("pushing", lambda c: c.push(artifact, to, private=private, yes=yes), json_=json_, quiet=quiet)
+
+
+@app.command()
+def doctor(json_: Json = False) -> None:
+    """Check this machine: versions, extras, processor, GPU, disk, hubs; and say the command that mends what is wrong."""
+    _do("doctoring", lambda c: c.doctor(), json_=json_, quiet=False)
 
 
 @recipes_app.command("list")
 def recipes_list(json_: Json = False) -> None:
     """Name the bundled recipes."""
-    _do(lambda c: c.list_recipes(), json_=json_, quiet=False)
+    _do("recipes", lambda c: c.list_recipes(), json_=json_, quiet=False)
 
 
 @recipes_app.command("show")
 def recipes_show(recipe: RecipeName, json_: Json = False) -> None:
     """Print a recipe."""
-    _do(lambda c: c.show_recipe(recipe), json_=json_, quiet=False)
+    _do("recipes", lambda c: c.show_recipe(recipe), json_=json_, quiet=False)
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    recipe: RecipeName,
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to.")] = Path("llmkit.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    json_: Json = False,
+) -> None:
+    """Copy a bundled recipe, to make it your own."""
+    _do("recipes", lambda c: c.copy_recipe(recipe, file, force=force), json_=json_, quiet=False)
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="The recipe to write.")] = Path("llmkit.yaml"),
+    from_: Annotated[str | None, typer.Option("--from", metavar="DATA", help="Your dialogues; asks no questions.")] = None,
+    model: Model = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    json_: Json = False,
+) -> None:
+    """Write a commented recipe from a few answers, or from your data."""
+    _do("recipes", lambda c: c.init(file, from_, model, force=force), json_=json_, quiet=False)
 
 
 @app.command()
 def validate(recipe: RecipeName, json_: Json = False) -> None:
     """Check a recipe without running anything."""
-    _do(lambda c: c.validate(recipe), json_=json_, quiet=False)
+    _do("recipes", lambda c: c.validate(recipe), json_=json_, quiet=False)
+
+
+@app.command()
+def explain(
+    what: Annotated[
+        str, typer.Argument(metavar="KEY|CODE", help="A recipe's key, such as finetune.lora.rank; or an error's code.")
+    ],
+    json_: Json = False,
+) -> None:
+    """Explain a recipe's key, or an error by its code."""
+    _do("explaining", lambda c: c.explain(what), json_=json_, quiet=False)
 
 
 @app.command()
@@ -348,6 +497,7 @@ def inspect(
     if mask:
         color = sys.stdout.isatty() and not json_
         _do(
+            "looking",
             lambda c: c.inspect_mask(path, model, template or "model", limit=limit or 3, color=color),
             json_=json_,
             quiet=False,
@@ -355,13 +505,24 @@ def inspect(
         return
     if model or template or limit:
         _usage("--model, --template and --limit go with --mask")
-    _do(lambda c: c.inspect(path), json_=json_, quiet=False)
+    _do("looking", lambda c: c.inspect(path), json_=json_, quiet=False)
 
 
 @app.command()
 def verify(folder: Folder, json_: Json = False) -> None:
     """Hash an artifact's files (or those of every artifact in a folder) again."""
-    _do(lambda c: c.verify(folder), json_=json_, quiet=False)
+    _do("looking", lambda c: c.verify(folder), json_=json_, quiet=False)
+
+
+@app.command("clean-up")
+def clean_up(
+    workspace: Workspace = RUNS,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only show what could be.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what can be deleted of runs and caches, and how much it frees; --yes deletes it."""
+    _do("looking", lambda c: c.clean_up(workspace, yes=yes), json_=json_, quiet=quiet)
 
 
 def main() -> None:
@@ -405,6 +566,7 @@ def _step(
     if alone["given"]:
         overrides = [*(set_ or []), *flags]
         _do(
+            "alone",
             lambda c: c.alone(
                 c.Alone(verb, **alone), recipe, overrides, force=force, allow=c.Allowed(allow_code, allow_code_exec)
             ),
@@ -413,6 +575,7 @@ def _step(
         )
     else:
         _do(
+            "running",
             lambda c: c.step(
                 verb, recipe, set_ or [], workspace, flags=flags, force=force, allow=c.Allowed(allow_code, allow_code_exec)
             ),
@@ -437,11 +600,10 @@ def _flags(values: dict[str, object]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
 
 
-def _do(command: "Callable[[Any], Result]", *, json_: bool, quiet: bool) -> None:
-    """Run a command of `llmkit.commands`, print its result, and turn whatever it raises into an exit code."""
+def _do(family: str, command: "Callable[[Any], Result]", *, json_: bool, quiet: bool) -> None:
+    """Run a command of `llmkit.commands.FAMILY`, print its result, and turn whatever it raises into an exit code."""
     try:
-        from llmkit import commands
-
+        commands = importlib.import_module(f"llmkit.commands.{family}")
         progress.calm_libraries()
         if _launched():
             result = _together(lambda: command(commands), quiet=quiet)

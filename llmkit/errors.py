@@ -16,19 +16,21 @@ import traceback
 class LlmkitError(Exception):
     """One failure in three lines: what happened, where, and what to do next.
 
-    `where` and `next` may be empty; `exit_code` is the process's exit status.
+    `where` and `next` may be empty; `exit_code` is the process's exit status; `code` (LK0123) is stable from release to
+    release, and `llmkit explain CODE` has a paragraph on it.
     """
 
     exit_code = 3
 
-    def __init__(self, what: str, *, where: str = "", next: str = "") -> None:
+    def __init__(self, what: str, *, code: str = "", where: str = "", next: str = "") -> None:
         super().__init__(what)
         self.what = what
+        self.code = code
         self.where = where
         self.next = next
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.what, self.where, self.next))
+        return (_rebuild, (type(self), self.what, self.code, self.where, self.next))
 
 
 class UsageError(LlmkitError):
@@ -69,5 +71,5 @@ def told(error: Exception) -> LlmkitError:
     return LlmkitError(f"llmkit has a bug: {type(error).__name__}: {text}", next=f"please report it with {log.name}")
 
 
-def _rebuild(kind: type[LlmkitError], what: str, where: str, next: str) -> LlmkitError:
-    return kind(what, where=where, next=next)
+def _rebuild(kind: type[LlmkitError], what: str, code: str, where: str, next: str) -> LlmkitError:
+    return kind(what, code=code, where=where, next=next)

@@ -188,12 +188,12 @@ def test_eval_scores_texts_alone_without_torch(tmp_path: Path) -> None:
 
 
 def test_a_mistake_of_ours_is_one_line_and_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmkit import commands
+    from llmkit.commands import recipes
 
     def broken() -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(commands, "list_recipes", broken)
+    monkeypatch.setattr(recipes, "list_recipes", broken)
     code, _, err = llmkit("recipes", "list")
     assert code == 3
     assert "llmkit has a bug: ZeroDivisionError: oops" in err
@@ -203,10 +203,10 @@ def test_a_mistake_of_ours_is_one_line_and_a_log(monkeypatch: pytest.MonkeyPatch
 
 
 def test_ctrl_c_is_exit_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmkit import commands
+    from llmkit.commands import recipes
 
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "list_recipes", interrupted)
+    monkeypatch.setattr(recipes, "list_recipes", interrupted)
     assert llmkit("recipes", "list")[0] == 130

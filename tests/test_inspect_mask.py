@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from llmkit import commands
+from llmkit.commands import looking
 from llmkit.artifact import Artifact
 from llmkit.cli import app
 from llmkit.report import samples
@@ -49,7 +49,7 @@ def test_on_a_pipe_what_is_learnt_stands_between_brackets(tiny_dataset: Callable
 
 
 def test_a_terminal_sees_colours(tiny_dataset: Callable[..., Artifact], tiny_model: Path) -> None:
-    found = commands.inspect_mask(tiny_dataset(train=[CHAT]).path, str(tiny_model), "chatml", limit=1, color=True)
+    found = looking.inspect_mask(tiny_dataset(train=[CHAT]).path, str(tiny_model), "chatml", limit=1, color=True)
     green, dim = "\x1b[1;32m", "\x1b[2m"
     assert f"{green}Hello!{dim}<|im_end|>{green}\x1b[0m" in found.text
     assert "⟦" not in found.text
@@ -69,7 +69,7 @@ def test_json_tells_tokens_and_mask(tiny_dataset: Callable[..., Artifact], tiny_
 def test_a_forged_record_is_told_of_and_moves_no_cursor(tiny_dataset: Callable[..., Artifact], tiny_model: Path) -> None:
     folder = tiny_dataset(train=[FORGED]).path
     for color in (True, False):
-        found = commands.inspect_mask(folder, str(tiny_model), "chatml", limit=1, color=color)
+        found = looking.inspect_mask(folder, str(tiny_model), "chatml", limit=1, color=color)
         assert "left out of training: a message spells <|im_end|>" in found.text
         assert "\x1b[2J" not in found.text
         assert "\\u001b[2J" in found.text

@@ -1,0 +1,135 @@
+"""`llmkit inspect` and `verify`: what artifacts and GGUF files hold, and whether it is what was published."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit import artifact, origin
+from llmkit.artifact import Kind
+from llmkit.commands import given
+from llmkit.commands.result import Result
+from llmkit.errors import DataError, FidelityError, GateError, LlmkitError, UsageError
+
+if TYPE_CHECKING:
+    from llmkit.engine import mask
+
+
+def inspect(path: Path) -> Result:
+    """What an artifact says of itself; of GGUF files, what stands in them and what is wrong with them.
+
+    Raises:
+        UsageError: neither an artifact nor a GGUF file.
+        DataError: a GGUF file that is damaged.
+    """
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
+        text, data = _inspected_gguf(path)
+        return Result(text, data, _failure([data], path))
+    found = artifact.expect(path, *Kind)
+    manifest = found.manifest
+    lines = [
+        f"{manifest.kind} made by {manifest.step}, {found.size_bytes / 1e6:.1f} MB, fingerprint {manifest.fingerprint[:16]}"
+    ]
+    lines += [f"input {role}: {fingerprint[:16]}" for role, fingerprint in manifest.inputs.items()]
+    lines += [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in manifest.facts.items()]
+    told = json.loads((path / artifact.MANIFEST).read_text("utf-8"))
+    if manifest.kind is not Kind.GGUF:
+        return Result("\n".join(lines), told)
+    inspected = [_inspected_gguf(file) for file in _first_parts(path)]
+    files = [data for _, data in inspected]
+    return Result(
+        "\n\n".join(["\n".join(lines), *(text for text, _ in inspected)]), {**told, "gguf": files}, _failure(files, path)
+    )
+
+
+def _first_parts(folder: Path) -> Iterator[Path]:
+    """Every GGUF file of a folder, but of a model in parts the first alone."""
+    for file in sorted(folder.glob("*.gguf")):
+        if not re.search(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", file.name):
+            yield file
+
+
+def _inspected_gguf(path: Path) -> tuple[str, dict[str, Any]]:
+    from llmkit.gguf import container, lint
+    from llmkit.report import gguf
+
+    parts = container.open_split(path)
+    findings = [asdict(found) for found in lint.lint(parts)]
+    told = lint.describe(parts)
+    return gguf.render(told, findings), {**told, "findings": findings}
+
+
+def _failure(inspected: Sequence[Mapping[str, Any]], path: Path) -> LlmkitError | None:
+    errors = sum(finding["severity"] == "error" for one in inspected for finding in one["findings"])
+    if not errors:
+        return None
+    return GateError(f"{errors} error{'s' if errors > 1 else ''} found", where=str(path), next="see above what to do")
+
+
+def inspect_mask(folder: Path, model: str | None, template: str, *, limit: int, color: bool) -> Result:
+    """`llmkit inspect DATASET --mask`: the first records as training reads them, with what of them is learnt marked.
+
+    A record with a rejected answer is shown as a pair. `color`: ANSI colours rather than brackets.
+
+    Raises:
+        UsageError: no `model`, or a template that does not fit it.
+        DataError: no dataset, no tokenizer, or a record that the template cannot take (names it).
+    """
+    from llmkit.report import samples
+
+    if not model:
+        raise UsageError("inspect --mask needs --model, the base", next="for example --model demo:gemma-3-270m")
+    records = _first_records(given.dataset_at(folder).path, limit)  # before a model is fetched
+    lines, found = [], []
+    for name, tokens, shown in _masked(records, given.here(origin.model(model)).path, template):
+        runs = samples.runs(shown.offsets, shown.encoded.labels_mask)
+        told = f"{name}, {shown.side}" if shown.side else name
+        lines.append(f"── {told}: {len(tokens)} tokens, {sum(shown.encoded.labels_mask)} learnt")
+        if shown.forged:
+            lines.append(f"   left out of training: a message spells {shown.forged}")
+        lines += [samples.render(shown.text, runs, shown.special, color=color).rstrip("\n"), ""]
+        entry = {"record": name, "side": shown.side, "forged": shown.forged, "text": shown.text}
+        found.append({**entry, "tokens": tokens, "ids": shown.encoded.input_ids, "mask": shown.encoded.labels_mask})
+    return Result("\n".join(lines).rstrip("\n"), {"template": template, "samples": found})
+
+
+def _first_records(dataset: Path, limit: int) -> list[dict[str, Any]]:
+    from llmkit.data.record import read_records
+
+    path = dataset / ("train.jsonl" if (dataset / "train.jsonl").exists() else "test.jsonl")
+    records = list(islice(read_records(path), limit))
+    if not records:
+        raise DataError("the dataset has no record to show", where=str(path))
+    extras: list[dict[str, Any]] = [{} if one.rejected is None else {"rejected": one.rejected} for one in records]
+    return [{"id": one.id, "messages": one.messages, **extra} for one, extra in zip(records, extras, strict=True)]
+
+
+def _masked(records: Sequence[Mapping[str, Any]], base: Path, name: str) -> Iterator[tuple[str, list[str], "mask.Shown"]]:
+    """Each record's id, its tokens as the tokenizer spells them, and what training makes of it."""
+    from llmkit.engine import loading, mask, templates
+
+    template, tokenizer = templates.resolve(name, base), loading.load_tokenizer(base)
+    for record in records:
+        for shown in mask.show(record, tokenizer, template):
+            yield record["id"], tokenizer.convert_ids_to_tokens(shown.encoded.input_ids), shown
+
+
+def verify(folder: Path) -> Result:
+    """Hash every file of an artifact, or of every artifact below `folder`, again.
+
+    Raises:
+        UsageError: there is no artifact.
+        FidelityError: a file is missing, changed or unknown.
+    """
+    folders = [folder] if artifact.load(folder) else sorted(path.parent for path in folder.glob(f"*/{artifact.MANIFEST}"))
+    found = [artifact.expect(one, *Kind) for one in folders] or [artifact.expect(folder, *Kind)]
+    problems = [f"{one.path}: {problem}" for one in found for problem in artifact.verify(one)]
+    if problems:
+        raise FidelityError(
+            "; ".join(problems), where=str(folder), next="run the recipe again with --force, or restore the files"
+        )
+    count = sum(len(one.manifest.files) for one in found)
+    return Result(f"{len(found)} artifacts, {count} files: all as recorded", {"artifacts": len(found), "files": count})
