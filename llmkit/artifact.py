@@ -122,10 +122,13 @@ def expect(folder: Path, *kinds: Kind) -> Artifact:
     found = load(folder)
     if found is None:
         raise UsageError(
-            f"no {wanted} artifact here", where=str(folder), next="name a folder that llmkit wrote (it holds manifest.json)"
+            f"no {wanted} artifact here",
+            code="LK0112",
+            where=str(folder),
+            next="name a folder that llmkit wrote (it holds manifest.json)",
         )
     if found.manifest.kind not in kinds:
-        raise UsageError(f"this is a {found.manifest.kind} artifact, not a {wanted}", where=str(folder))
+        raise UsageError(f"this is a {found.manifest.kind} artifact, not a {wanted}", code="LK0112", where=str(folder))
     return found
 
 
@@ -197,11 +200,13 @@ def foreign(
         DataError: `path` does not exist or holds no file.
     """
     if not path.exists():
-        raise DataError(f"no such {'file or folder' if kind is Kind.SOURCE else f'{kind} folder'}", where=str(path))
+        raise DataError(
+            f"no such {'file or folder' if kind is Kind.SOURCE else f'{kind} folder'}", code="LK0113", where=str(path)
+        )
     if members is None:
         members = [path] if path.is_file() else [member for member in files_in(path) if not _hidden(member, path)]
     if not members:
-        raise DataError("the folder is empty", where=str(path))
+        raise DataError("the folder is empty", code="LK0113", where=str(path))
     known = _HashCache(cache_folder)
     files = {
         (member.name if member == path else member.relative_to(path).as_posix()): {

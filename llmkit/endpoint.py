@@ -67,7 +67,9 @@ class Endpoint:
     def __post_init__(self) -> None:
         _address(self.url)
         if not 0 < self.timeout <= _LONGEST_CALL or self.retries < 0 or self.parallel < 1:
-            raise UsageError("an endpoint's time-out is up to a day, its retries 0 or more, its requests at once 1 or more")
+            raise UsageError(
+                "an endpoint's time-out is up to a day, its retries 0 or more, its requests at once 1 or more", code="LK0703"
+            )
 
 
 def answer_many(
@@ -88,7 +90,9 @@ def answer_many(
         MachineError: no sample was answered, or so many in a row were not that the endpoint must be down.
     """
     if decoding.beams > 1:
-        raise UsageError("an endpoint does no beam search", next="set beams to 1, or evaluate the Hugging Face model")
+        raise UsageError(
+            "an endpoint does no beam search", code="LK0712", next="set beams to 1, or evaluate the Hugging Face model"
+        )
     talk = _Talk(endpoint)
 
     def ask(messages: Sequence[Message], key: str) -> Answer:
@@ -99,7 +103,7 @@ def answer_many(
     finally:
         talk.stop()
     if found and all(one.failure for one in found):
-        raise MachineError(f"none of {len(found)} samples was answered: {found[-1].failure}", where=talk.shown)
+        raise MachineError(f"none of {len(found)} samples was answered: {found[-1].failure}", code="LK0702", where=talk.shown)
     return found
 
 
@@ -170,6 +174,7 @@ class _Talk:
                 except _SampleError as error:
                     raise MachineError(
                         f"the endpoint lists no model: {error}",
+                        code="LK0702",
                         where=self.shown,
                         next="start it, or name its model: eval.endpoint.model",
                     ) from None
@@ -197,6 +202,7 @@ class _Talk:
         if self._failed_in_a_row >= _OUTAGE * self._endpoint.parallel:
             raise MachineError(
                 f"the endpoint does not answer: {self._failed_in_a_row} samples in a row failed, the last: {why}",
+                code="LK0702",
                 where=self.shown,
                 next="run again when it does: the answers that came are kept",
             )
@@ -235,7 +241,7 @@ class _Talk:
         advice = _ADVICE.get(reply.status, "")
         if reply.status == 401 and self._key:
             advice = f"it does not accept the key in {self._endpoint.key}"
-        return UsageError(f"the endpoint refuses the request: {why}", where=self.shown, next=advice)
+        return UsageError(f"the endpoint refuses the request: {why}", code="LK0701", where=self.shown, next=advice)
 
 
 def _address(url: str) -> SplitResult:
@@ -247,10 +253,12 @@ def _address(url: str) -> SplitResult:
         whole = False
     if not whole or not url.isascii() or not url.isprintable() or " " in url:
         shown = _short(url.rpartition("@")[2].partition("?")[0])
-        raise UsageError("this is no http or https URL", where=shown, next="give one as http://localhost:8000/v1")
+        raise UsageError(
+            "this is no http or https URL", code="LK0703", where=shown, next="give one as http://localhost:8000/v1"
+        )
     if "@" in found.netloc:
         advice = "put the key into an environment variable, and name that"
-        raise UsageError("the URL holds a password", where=found.hostname or "", next=advice)
+        raise UsageError("the URL holds a password", code="LK0703", where=found.hostname or "", next=advice)
     path = found.path.rstrip("/") or "/v1"
     return found._replace(path=path if path.endswith(_CALL) else path + _CALL, fragment="")
 
@@ -261,7 +269,9 @@ def _secret(variable: str | None) -> str:
         return ""
     key = os.environ.get(variable, "").strip()
     if not key or not key.isascii() or not key.isprintable():
-        raise UsageError("the environment variable named for the endpoint's key holds none", where=_short(variable))
+        raise UsageError(
+            "the environment variable named for the endpoint's key holds none", code="LK0703", where=_short(variable)
+        )
     return key
 
 

@@ -70,7 +70,9 @@ class Caller:
                 content = response.read(MAX_BODY + 1)
         except ssl.SSLCertVerificationError as error:
             host = self._address.hostname or ""
-            raise UsageError(f"the endpoint's certificate is not valid: {error.verify_message}", where=host) from None
+            raise UsageError(
+                f"the endpoint's certificate is not valid: {error.verify_message}", code="LK0703", where=host
+            ) from None
         except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a status or a length that is no number
             late = isinstance(error, TimeoutError) or self._late(started)
             raise LostError(self._no_answer if late else f"the connection failed: {error or type(error).__name__}") from None

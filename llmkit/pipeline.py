@@ -124,14 +124,18 @@ def lay_out(recipe: Recipe, *, allow: Allowed = NOTHING) -> Chain:
         model = "merge"
     quantized = {config.name: f"quantize-{config.name}" for config in recipe.quantize}
     if len(quantized) < len(recipe.quantize):
-        raise RecipeError("two entries of `quantize` make the same checkpoint", where=recipe.name, next="keep one of them")
+        raise RecipeError(
+            "two entries of `quantize` make the same checkpoint", code="LK0109", where=recipe.name, next="keep one of them"
+        )
     nodes += [Node(f"quantize-{config.name}", quantize, config, {"model": model}) for config in recipe.quantize]
     if recipe.export:
         nodes.append(_exporting(recipe, recipe.export, origins))
     if recipe.eval:
         nodes.append(_evaluation(recipe, model, quantized, origins, allow))
     if not nodes:
-        raise UsageError("the recipe asks for nothing", where=recipe.name, next="add data, finetune, quantize, export or eval")
+        raise UsageError(
+            "the recipe asks for nothing", code="LK0108", where=recipe.name, next="add data, finetune, quantize, export or eval"
+        )
     return Chain(origins, tuple(nodes))
 
 
@@ -153,7 +157,10 @@ def _training(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Node]:
     config = recipe.finetune
     if not recipe.data or not config:
         raise UsageError(
-            "finetune needs `data`", where=f"recipe {recipe.name}", next="add data: {sources: [{path: data/*.jsonl}]}"
+            "finetune needs `data`",
+            code="LK0108",
+            where=f"recipe {recipe.name}",
+            next="add data: {sources: [{path: data/*.jsonl}]}",
         )
     dataset = "clean"
     if config.objective != "sft" and recipe.data.pairs and _makes_pairs(recipe.data.pairs, config.objective):
@@ -200,7 +207,12 @@ def _exporting(recipe: Recipe, config: export.Config, origins: dict[str, Origin]
 
 def _evaluation(recipe: Recipe, model: str, quantized: Mapping[str, str], origins: dict[str, Origin], allow: Allowed) -> Node:
     if not recipe.data or not recipe.eval:
-        raise UsageError("eval needs `data`", where=f"recipe {recipe.name}", next="add data: {sources: [{path: data/*.jsonl}]}")
+        raise UsageError(
+            "eval needs `data`",
+            code="LK0108",
+            where=f"recipe {recipe.name}",
+            next="add data: {sources: [{path: data/*.jsonl}]}",
+        )
     config = recipe.eval
     inputs = {"dataset": "clean", "base": "base", **quantized}
     if recipe.finetune:
@@ -358,7 +370,10 @@ def _check(chain: Chain, planned: Sequence[Planned]) -> None:
                 found = chain.origins[name].ready if name in chain.origins else None
                 if found and found.path.resolve() == one.folder.resolve():
                     raise UsageError(
-                        f"{one.node.name} would replace the {role} it reads", where=str(found.path), next="name a copy of it"
+                        f"{one.node.name} would replace the {role} it reads",
+                        code="LK0107",
+                        where=str(found.path),
+                        next="name a copy of it",
                     )
             one.node.check()
 
@@ -431,6 +446,9 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(
-                "another llmkit is working in this folder", where=str(folder), next="wait for it, or use another --workspace"
+                "another llmkit is working in this folder",
+                code="LK0110",
+                where=str(folder),
+                next="wait for it, or use another --workspace",
             ) from error
         yield

@@ -115,7 +115,7 @@ def find(name: str) -> Path:
         return known[stem]
     near = difflib.get_close_matches(stem, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise RecipeError("no such recipe", where=name, next=f"{hint}give a file, or one of: {', '.join(known)}")
+    raise RecipeError("no such recipe", code="LK0101", where=name, next=f"{hint}give a file, or one of: {', '.join(known)}")
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -141,14 +141,17 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise RecipeError("a recipe is at most 1 MB", where=str(path))
+            raise RecipeError("a recipe is at most 1 MB", code="LK0102", where=str(path))
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the recipe cannot be read: {error}", where=str(path)) from error
+        raise RecipeError(f"the recipe cannot be read: {error}", code="LK0102", where=str(path)) from error
     raw, lines = parse(text, where=str(path))
     if not isinstance(raw, dict):
         raise RecipeError(
-            "a recipe is a mapping of keys to values", where=str(path), next="see `llmkit recipes show quickstart`"
+            "a recipe is a mapping of keys to values",
+            code="LK0102",
+            where=str(path),
+            next="see `llmkit recipes show quickstart`",
         )
     return raw, lines
 
@@ -160,7 +163,10 @@ def override(raw: dict[str, Any], assignments: Iterable[str]) -> None:
         key = key.strip()
         if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
             raise RecipeError(
-                "an override is KEY=VALUE", where=f"--set {assignment}", next="for example --set finetune.lora.rank=16"
+                "an override is KEY=VALUE",
+                code="LK0104",
+                where=f"--set {assignment}",
+                next="for example --set finetune.lora.rank=16",
             )
         value, _ = parse(text, where=f"--set {assignment}")
         _assign(raw, key.split("."), value, where=f"--set {assignment}")
@@ -172,10 +178,10 @@ def _assign(raw: Any, path: list[str], value: object, *, where: str) -> None:
         index: Any = step
         if isinstance(raw, list):
             if not step.isdigit() or int(step) >= len(raw):
-                raise RecipeError(f"there is no item {step!r} in this list of {len(raw)}", where=where)
+                raise RecipeError(f"there is no item {step!r} in this list of {len(raw)}", code="LK0104", where=where)
             index = int(step)
         elif not isinstance(raw, dict):
-            raise RecipeError(f"{'.'.join(path[:position])} is a value and has no key {step!r}", where=where)
+            raise RecipeError(f"{'.'.join(path[:position])} is a value and has no key {step!r}", code="LK0104", where=where)
         if last:
             raw[index] = value
         else:
@@ -194,7 +200,9 @@ def validate(schema: type[M], raw: object, *, where: str, lines: Mapping[str, in
         return schema.model_validate(raw)
     except ValidationError as error:
         problems = [_explain(schema, problem, lines or {}) for problem in error.errors()]
-    raise RecipeError("; ".join(problems), where=where, next="`llmkit validate RECIPE` checks again without running anything")
+    raise RecipeError(
+        "; ".join(problems), code="LK0103", where=where, next="`llmkit validate RECIPE` checks again without running anything"
+    )
 
 
 def parse(text: str, *, where: str) -> tuple[Any, dict[str, int]]:
@@ -214,7 +222,9 @@ def parse(text: str, *, where: str) -> tuple[Any, dict[str, int]]:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError(f"this is not YAML that a recipe may hold: {problem}", where=f"{where}{line}") from error
+        raise RecipeError(
+            f"this is not YAML that a recipe may hold: {problem}", code="LK0102", where=f"{where}{line}"
+        ) from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -238,7 +248,9 @@ def _walk(node: yaml.Node, path: tuple[str, ...], lines: dict[str, int], *, wher
     for key, value in node.value:
         name, line = str(key.value), key.start_mark.line + 1
         if name in seen:
-            raise RecipeError(f"{'.'.join((*path, name))} is given twice", where=f"{where}:{line}", next="keep one of them")
+            raise RecipeError(
+                f"{'.'.join((*path, name))} is given twice", code="LK0102", where=f"{where}:{line}", next="keep one of them"
+            )
         seen.add(name)
         lines[".".join((*path, name))] = line
         _walk(value, (*path, name), lines, where=where)

@@ -31,14 +31,18 @@ def read_corpus(data: Path, languages: Sequence[str]) -> tuple[list[dict[str, An
     """
     unknown = [language for language in languages if language not in FOLDERS]
     if unknown or not languages:
-        raise DataError(f"no such language: {', '.join(unknown) or '(none given)'}", next=f"choose from {', '.join(FOLDERS)}")
+        raise DataError(
+            f"no such language: {', '.join(unknown) or '(none given)'}", code="LK0214", next=f"choose from {', '.join(FOLDERS)}"
+        )
     counts = Counter(dict.fromkeys(("conversations", "dialogues", "alternatives", "unanswered_lines", "skipped"), 0))
     records: list[dict[str, Any]] = []
     for language in dict.fromkeys(languages):
         folder = data / FOLDERS[language]
         paths = sorted(folder.glob("*.yml"))
         if not paths:
-            raise DataError("no chatterbot-corpus here", where=str(folder), next="pip install chatterbot-corpus==1.3.3")
+            raise DataError(
+                "no chatterbot-corpus here", code="LK0305", where=str(folder), next="pip install chatterbot-corpus==1.3.3"
+            )
         for path in paths:
             for lines in _dialogues(path, counts):
                 records.append({"messages": [{"role": _ROLES[i % 2], "content": line} for i, line in enumerate(lines)]})
@@ -70,8 +74,8 @@ def _conversations(path: Path) -> list[Any]:
     try:
         content = yaml.load(path.read_bytes(), loader)  # noqa: S506 (it builds strings, lists and dicts only)
     except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"cannot read this YAML: {error}", where=str(path)) from None
+        raise DataError(f"cannot read this YAML: {error}", code="LK0204", where=str(path)) from None
     entries = content.get("conversations") if isinstance(content, dict) else None
     if not isinstance(entries, list):
-        raise DataError("no list named conversations in this YAML", where=str(path))
+        raise DataError("no list named conversations in this YAML", code="LK0204", where=str(path))
     return entries

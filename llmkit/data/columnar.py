@@ -126,9 +126,9 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
 
 def _damaged(path: Path, kind: str, error: Exception) -> DataError:
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
-        return DataError("cannot read the file: it is not there, or not for you", where=str(path))
+        return DataError("cannot read the file: it is not there, or not for you", code="LK0113", where=str(path))
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return DataError(f"not a whole {kind} file: {reason}", where=str(path), next="download or write it again")
+    return DataError(f"not a whole {kind} file: {reason}", code="LK0203", where=str(path), next="download or write it again")
 
 
 def _listed(path: Path, key: str) -> list[Any]:
@@ -136,7 +136,7 @@ def _listed(path: Path, key: str) -> list[Any]:
         found = json.loads(path.read_text("utf-8"))[key]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"the saved dataset is not whole: {type(error).__name__}: {error}"
-        raise DataError(what[:200], where=str(path), next="save it again") from None
+        raise DataError(what[:200], code="LK0203", where=str(path), next="save it again") from None
     return found if isinstance(found, list) else []
 
 
@@ -144,4 +144,6 @@ def _name(value: object, told_by: Path) -> str:
     """A plain name: what points elsewhere is nothing that `datasets` wrote."""
     if value == "" or (isinstance(value, str) and Path(value).name == value and value != ".."):
         return str(value)
-    raise DataError("the saved dataset names a file outside of its folder", where=str(told_by), next="save it again")
+    raise DataError(
+        "the saved dataset names a file outside of its folder", code="LK0203", where=str(told_by), next="save it again"
+    )

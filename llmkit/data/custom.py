@@ -37,7 +37,9 @@ def load(path: Path) -> Rule:
     """
     judge = getattr(_run(path), "judge", None)
     if not callable(judge):
-        raise UsageError("no function `judge` in this file", where=str(path), next="write `def judge(record): …`")
+        raise UsageError(
+            "no function `judge` in this file", code="LK0212", where=str(path), next="write `def judge(record): …`"
+        )
     name = f"custom:{path.stem}"
 
     def rule(record: Record) -> Verdict:
@@ -46,7 +48,10 @@ def load(path: Path) -> Rule:
             return Rejection(name)
         if isinstance(answer, str) and not _is_text(answer):
             raise UsageError(
-                "judge answered a reason that is no Unicode text", where=f"{path}, for {record.source}", next=_NEXT
+                "judge answered a reason that is no Unicode text",
+                code="LK0212",
+                where=f"{path}, for {record.source}",
+                next=_NEXT,
             )
         if isinstance(answer, str):
             return Rejection(f"custom:{answer[:_REASON_CHARS]}", answer[_REASON_CHARS:] and answer)
@@ -59,7 +64,7 @@ def load(path: Path) -> Rule:
 def _run(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"llmkit_custom_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise UsageError("no such Python file", where=str(path), next="mend clean.custom")
+        raise UsageError("no such Python file", code="LK0212", where=str(path), next="mend clean.custom")
     module = importlib.util.module_from_spec(spec)
     try:
         with redirect_stdout(sys.stderr):
@@ -82,14 +87,18 @@ def _record(answer: object, record: Record, path: Path) -> Record:
     """The record that `answer` is, with the source of `record`."""
     problem = _problem(answer)
     if problem:
-        raise UsageError(f"judge answered {problem}", where=f"{path}, for {record.source or 'a record'}", next=_NEXT)
+        raise UsageError(
+            f"judge answered {problem}", code="LK0212", where=f"{path}, for {record.source or 'a record'}", next=_NEXT
+        )
     assert isinstance(answer, dict)
     messages = [Message(role=one["role"], content=one["content"]) for one in answer["messages"]]
     kept = Record(messages, record.source, answer.get("rejected"), answer.get("pair", ""), answer.get("score"))
     verdict = _WHOLE(kept)
     if isinstance(verdict, Rejection):
         what = f"judge answered a dialogue that cannot be trained on: {verdict.detail or verdict.reason}"
-        raise UsageError(what, where=f"{path}, for {record.source or 'a record'}", next="return a reason to drop it")
+        raise UsageError(
+            what, code="LK0212", where=f"{path}, for {record.source or 'a record'}", next="return a reason to drop it"
+        )
     return kept
 
 
@@ -128,4 +137,4 @@ def _failed(error: BaseException, path: Path, what: str) -> UsageError:
         if frame.filename == str(path):
             line = frame.lineno
     where = f"{path}:{line}" if line else str(path)
-    return UsageError(f"{what}: {type(error).__name__}: {error}", where=where, next="mend the file")
+    return UsageError(f"{what}: {type(error).__name__}: {error}", code="LK0212", where=where, next="mend the file")

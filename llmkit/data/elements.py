@@ -95,7 +95,7 @@ class _Window:
     def fail(self, what: str, *, next: str = "mend the file there") -> NoReturn:
         """Raise the DataError that says where this is."""
         line = self._line + self._bytes.count(b"\n", 0, self._at)
-        raise DataError(f"{what}, at byte {self._byte + self._at}", where=f"{self._path}:{line}", next=next)
+        raise DataError(f"{what}, at byte {self._byte + self._at}", code="LK0204", where=f"{self._path}:{line}", next=next)
 
     def _bracketed(self) -> bytes:
         """An object or array; `pieces` holds what is scanned of one that outgrows the window."""

@@ -127,10 +127,16 @@ def _pairs(path: Path) -> Iterator[tuple[int, tuple[str, str]]]:
                     raise _bad(path, rows.line_num, "a NUL character")
                 yield rows.line_num, cells
     except OSError as error:
-        raise DataError(f"cannot read the glossary: {error.strerror}", where=str(path), next="mend clean.glossary") from None
+        raise DataError(
+            f"cannot read the glossary: {error.strerror}", code="LK0113", where=str(path), next="mend clean.glossary"
+        ) from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"the glossary is no UTF-8 CSV: {error}", where=str(path), next="save it as CSV in UTF-8") from None
+        raise DataError(
+            f"the glossary is no UTF-8 CSV: {error}", code="LK0202", where=str(path), next="save it as CSV in UTF-8"
+        ) from None
 
 
 def _bad(path: Path, line: int, what: str) -> DataError:
-    return DataError(what, where=f"{path}:{line}" if line else str(path), next="a glossary line is `variant,standard`")
+    return DataError(
+        what, code="LK0213", where=f"{path}:{line}" if line else str(path), next="a glossary line is `variant,standard`"
+    )

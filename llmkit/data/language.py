@@ -84,7 +84,9 @@ def languages(names: Sequence[str], *, by: Literal["script", "lingua"] = "script
     known, detect = (NAMES, language) if by == "script" else _lingua()
     for name in names:
         if name not in known:
-            raise RecipeError(f"no such language: {name!r}", where="clean.languages", next=f"choose from {', '.join(known)}")
+            raise RecipeError(
+                f"no such language: {name!r}", code="LK0214", where="clean.languages", next=f"choose from {', '.join(known)}"
+            )
     wanted = frozenset(names) | {NONE}
     wish = " or ".join(names)
     mixed = by == "script" and "zh" in wanted
@@ -128,7 +130,7 @@ def _lingua() -> tuple[tuple[str, ...], Any]:
     try:
         import lingua
     except ImportError:
-        raise MachineError("lingua is not installed", next="pip install 'llmkit[lingua]'") from None
+        raise MachineError("lingua is not installed", code="LK0907", next="pip install 'llmkit[lingua]'") from None
     # Its small models: 66 MB in place of 900, and a dialogue is long enough for them.
     detector = lingua.LanguageDetectorBuilder.from_all_languages().with_low_accuracy_mode().build()
     codes = tuple(sorted(one.iso_code_639_1.name.lower() for one in lingua.Language.all()))

@@ -122,6 +122,7 @@ def shuffle_rejected(records: Sequence[Record], seed: int, *, others: Iterable[R
         if len(pool) < 2:
             raise DataError(
                 "no rejected answers can be made by shuffling: all dialogues end with the same answer",
+                code="LK0209",
                 next="add dialogues, or use data.pairs.rejected: generate",
             )
         start = int.from_bytes(sha256(f"{seed}:{record.id}".encode()).digest()[:8]) % len(pool)

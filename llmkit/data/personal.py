@@ -51,7 +51,9 @@ def personal(*, action: Action, kinds: Sequence[str] = KINDS) -> Rule:
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
-        raise UsageError(f"no such kind of personal data: {', '.join(unknown)}", next=f"kinds are {', '.join(KINDS)}")
+        raise UsageError(
+            f"no such kind of personal data: {', '.join(unknown)}", code="LK0214", next=f"kinds are {', '.join(KINDS)}"
+        )
     forms = [form for form in _FORMS if form.kind in kinds]
 
     def judge(record: Record) -> Verdict:

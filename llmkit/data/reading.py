@@ -137,7 +137,7 @@ def check_unchanged(path: Path, before: Snapshot) -> None:
         verb = "grew" if now.size > before.size else "shrank"
         how = f"it {verb} from {before.size} to {now.size} bytes" if now.size != before.size else "it was written anew"
         what = f"the file changed while it was read: {how}"
-    raise DataError(what, where=str(path), next="wait until it is written, or copy it, and run again")
+    raise DataError(what, code="LK0208", where=str(path), next="wait until it is written, or copy it, and run again")
 
 
 def _first_start(stream: io.FileIO, start: int, end: int, path: Path) -> tuple[int, int]:
@@ -145,7 +145,7 @@ def _first_start(stream: io.FileIO, start: int, end: int, path: Path) -> tuple[i
     if start == 0:
         head = stream.read(len(BYTE_ORDER_MARK))
         if head.startswith(UTF16_MARKS):
-            raise DataError("the file is UTF-16", where=str(path), next="save it as UTF-8")
+            raise DataError("the file is UTF-16", code="LK0202", where=str(path), next="save it as UTF-8")
         if head == BYTE_ORDER_MARK and end > 0:
             return len(head), max(end, len(head) + 1)
         return 0, end
@@ -233,4 +233,4 @@ def _kind(value: object) -> str:
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"cannot read the file: {error.strerror}", where=str(path))
+    return DataError(f"cannot read the file: {error.strerror}", code="LK0113", where=str(path))

@@ -73,11 +73,14 @@ class Record(NamedTuple):
             extras = (value.get("rejected"), value.get("pair", ""), value.get("score"))
             record = cls(messages, value.get("source", ""), *extras)
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"not a canonical record: {error}", next="make the dataset with `llmkit clean`") from None
+            raise DataError(
+                f"not a canonical record: {error}", code="LK0210", next="make the dataset with `llmkit clean`"
+            ) from None
         texts = [record.source, record.pair, record.rejected or "", *(text for one in messages for text in one.values())]
         if not all(isinstance(text, str) for text in texts) or not isinstance(record.score, int | float | None):
             raise DataError(
                 "not a canonical record: a text is not a string, or its score no number",
+                code="LK0210",
                 next="make the dataset with `llmkit clean`",
             )
         return record
@@ -105,6 +108,6 @@ def read_records(path: Path) -> Iterator[Record]:
                 try:
                     yield Record.from_json(line)
                 except DataError as error:
-                    raise DataError(error.what, where=f"{path}:{number}", next=error.next) from None
+                    raise DataError(error.what, code=error.code, where=f"{path}:{number}", next=error.next) from None
     except OSError as error:
-        raise DataError(f"cannot read the dataset: {error.strerror}", where=str(path)) from None
+        raise DataError(f"cannot read the dataset: {error.strerror}", code="LK0113", where=str(path)) from None

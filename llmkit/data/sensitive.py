@@ -8,7 +8,7 @@ full-width letters and digits.
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from llmkit.data.filters import Changed, Rejection, Rule, Verdict
 from llmkit.data.record import Record
@@ -17,7 +17,6 @@ from llmkit.errors import DataError
 
 Action = Literal["drop", "mask", "count"]
 Span = tuple[int, int]
-Finder = Callable[[str], list[Span]]
 
 _CHUNK = 1 << 16  # characters searched at a time: bounds the candidates held at once
 _NAMED_CHARS = 20  # of a word in a rejection's detail
@@ -32,6 +31,12 @@ _WIDE = re.compile("[０-９ａ-ｚ]")
 _NARROW = {code: code - 0xFEE0 for code in (*range(ord("０"), ord("９") + 1), *range(ord("ａ"), ord("ｚ") + 1))}
 # What folding can change: surrogates, and every letter with a lower case; a test looks through all of Unicode.
 _FOLDS = re.compile("[A-ZİςÀ-ÖØ-Þ\u0100-\u1fff\u2100-\u2cf3\ua640-\uabbf\ud800-\udfff０-９Ａ-Ｚａ-ｚ\U00010400-\U0001ffff]")
+
+
+class Finder(Protocol):
+    """A text's hits [(start, end)] that start at `begin` or later, in order and apart."""
+
+    def __call__(self, text: str, begin: int = 0) -> list[Span]: ...
 
 
 def sensitive(words: Sequence[Path], *, action: Action, respell: Callable[[str], str] | None = None) -> Rule:
@@ -73,29 +78,48 @@ def holds_any(words: Sequence[Path]) -> Callable[[str], bool]:
     return lambda text: bool(find(text))
 
 
+def searcher(words: Sequence[Path]) -> tuple[Finder, int]:
+    """What finds the words of these lists, by the rules of `sensitive`, and the characters of the longest.
+
+    Raises:
+        DataError: as `sensitive`.
+    """
+    listed = [word for path in words for word in _listed(path)]
+    return _finder(listed), max(map(len, listed), default=0)
+
+
 def _listed(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise DataError(
-            "the word list is not UTF-8", where=f"{path}:{line}", next=f"convert it, as `iconv -f gb18030 -t utf-8 {path.name}`"
+            "the word list is not UTF-8",
+            code="LK0202",
+            where=f"{path}:{line}",
+            next=f"convert it, as `iconv -f gb18030 -t utf-8 {path.name}`",
         ) from None
     except OSError as error:
         raise DataError(
-            f"cannot read the word list: {error.strerror}", where=str(path), next="mend the path in sensitive.words"
+            f"cannot read the word list: {error.strerror}",
+            code="LK0113",
+            where=str(path),
+            next="mend the path in sensitive.words",
         ) from None
     lines = [line.strip() for line in text.split("\n")]
     found = [line for line in lines if line and not line.startswith("#")]
     if max(map(len, found), default=0) > _MAX_CHARS:
-        raise DataError(f"a word has more than {_MAX_CHARS} characters", where=str(path), next="write one word a line")
+        raise DataError(
+            f"a word has more than {_MAX_CHARS} characters", code="LK0213", where=str(path), next="write one word a line"
+        )
     if not found:
-        raise DataError("the word list holds no word", where=str(path), next="write one word a line, or leave the list out")
+        raise DataError(
+            "the word list holds no word", code="LK0213", where=str(path), next="write one word a line, or leave the list out"
+        )
     return found
 
 
 def _finder(words: Sequence[str]) -> Finder:
-    """A function text → its hits [(start, end)], in order and apart."""
     from ahocorasick_rs import AhoCorasick, MatchKind
 
     patterns = list(dict.fromkeys(_folded(word) for word in words))
@@ -113,12 +137,12 @@ def _finder(words: Sequence[str]) -> Finder:
             for start, minus_end in sorted(found):
                 yield begin + start, begin - minus_end
 
-    def find(text: str) -> list[Span]:
+    def find(text: str, begin: int = 0) -> list[Span]:
         folded = _folded(text) if _FOLDS.search(text) else text
         hits: list[Span] = []
         if not may_hold(folded):
             return hits
-        done = 0
+        done = begin
         for start, end in candidates(folded):
             if start >= done and _stands_free(folded, start, end):
                 hits.append((start, end))

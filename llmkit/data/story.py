@@ -40,7 +40,9 @@ def find(folder: Path, name: str) -> tuple[str, dict[str, Any]]:
                 value = _loaded(raw)
                 if name in (value.get("id"), value.get("source")):
                     return end, value
-    raise DataError("no such record in this dataset", where=name, next="give an id, or FILE:LINE as in a record's `source`")
+    raise DataError(
+        "no such record in this dataset", code="LK0211", where=name, next="give an id, or FILE:LINE as in a record's `source`"
+    )
 
 
 def _loaded(line: bytes) -> dict[str, Any]:

@@ -54,13 +54,13 @@ def _header(cells: Iterator[list[str]], path: Path) -> list[str]:
         header = next((row for row in cells if row), [])
         "".join(header).encode("utf-8")
     except csv.Error as error:
-        raise DataError(f"the header is not a row of a table: {error}", where=f"{path}:1") from None
+        raise DataError(f"the header is not a row of a table: {error}", code="LK0204", where=f"{path}:1") from None
     except UnicodeEncodeError:
         next_ = "save the table as UTF-8 (Excel: CSV UTF-8)"
-        raise DataError("the header is not UTF-8", where=f"{path}:1", next=next_) from None
+        raise DataError("the header is not UTF-8", code="LK0202", where=f"{path}:1", next=next_) from None
     twice = [name for name in set(header) if name and header.count(name) > 1]
     if twice:
-        raise DataError(f"two columns are named {min(twice)!r}", where=f"{path}:1", next="rename one")
+        raise DataError(f"two columns are named {min(twice)!r}", code="LK0204", where=f"{path}:1", next="rename one")
     return header
 
 

@@ -53,7 +53,7 @@ def is_plain(path: Path) -> bool:
         with path.open("rb") as stream:
             return _shape(stream) == "lines"
     except OSError as error:
-        raise DataError(f"cannot read the file: {error.strerror}", where=str(path)) from None
+        raise DataError(f"cannot read the file: {error.strerror}", code="LK0113", where=str(path)) from None
 
 
 def to_lines(path: Path, out: Path) -> Unpacked:
@@ -97,7 +97,7 @@ class _Sink:
                 self._stream.write(b"null\n")
                 if len(self.bad) > MAX_BAD:
                     what = f"over {MAX_BAD} records cannot be read; the last: {record.reason}"
-                    raise DataError(what, where=f"{self._path}:{self.lines}")
+                    raise DataError(what, code="LK0205", where=f"{self._path}:{self.lines}")
             else:
                 self._stream.write(record + b"\n")
 
@@ -119,7 +119,7 @@ def _unpack_stream(path: Path, sink: _Sink) -> None:
     ending = Path(name.removesuffix(packing)).suffix
     if ending not in _STREAMED:
         what = f"cannot read {path.suffix or 'a file without ending'}"
-        raise DataError(what, where=str(path), next=f"give one of {', '.join(ENDINGS)}")
+        raise DataError(what, code="LK0201", where=str(path), next=f"give one of {', '.join(ENDINGS)}")
     try:
         with path.open("rb") as packed:
             stream: io.BufferedReader[Any] = packed
@@ -127,14 +127,14 @@ def _unpack_stream(path: Path, sink: _Sink) -> None:
                 stream = io.BufferedReader(_Blocks(_PACKINGS[packing](packed)), _BLOCK_BYTES)
             try:
                 if stream.peek(2).startswith(UTF16_MARKS):
-                    raise DataError("the file is UTF-16", where=str(path), next="save it as UTF-8")
+                    raise DataError("the file is UTF-16", code="LK0202", where=str(path), next="save it as UTF-8")
                 _STREAMED[ending](stream, path, sink)
             except _DamagedError as error:
                 where = f"{packed.tell()} of {path.stat().st_size} bytes"
                 what = f"{error}: {sink.lines} records could be read, {where}"
-                raise DataError(what, where=str(path), next="download it again") from None
+                raise DataError(what, code="LK0203", where=str(path), next="download it again") from None
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise DataError(f"cannot read the file: {error.strerror}", where=str(path)) from None
+        raise DataError(f"cannot read the file: {error.strerror}", code="LK0113", where=str(path)) from None
 
 
 def _json(stream: "io.BufferedReader[Any]", path: Path, sink: _Sink) -> None:

@@ -132,7 +132,9 @@ class _Helper:
                 batch = self.results.recv()
             except (EOFError, ConnectionResetError):
                 raise MachineError(
-                    "a worker process was killed, most likely for want of memory", next="use fewer --workers, or free memory"
+                    "a worker process was killed, most likely for want of memory",
+                    code="LK0905",
+                    next="use fewer --workers, or free memory",
                 ) from None
             if isinstance(batch, LlmkitError):
                 raise batch
@@ -184,7 +186,7 @@ def _on_ray(sources: Sequence[Source], spec: Spec, workers: int) -> Iterator[Sif
             yield task, batch
     except ray.exceptions.RayError as error:
         what = f"Ray failed: {str(error).strip().splitlines()[-1][:200]}"
-        raise MachineError(what, next="see Ray's own log, or clean with engine: local") from None
+        raise MachineError(what, code="LK0905", next="see Ray's own log, or clean with engine: local") from None
 
 
 def _sift_row(row: Mapping[str, bytes], *, spec: Spec) -> dict[str, bytes]:

@@ -56,11 +56,14 @@ def load(wrapped: Any, adapter: Adapter, *, name: str) -> None:
     try:
         result = set_peft_model_state_dict(wrapped, state, adapter_name=name)
     except (KeyError, RuntimeError) as error:
-        raise DataError(f"this adapter does not fit the model: {str(error)[:300]}", where=str(adapter.path)) from error
+        raise DataError(
+            f"this adapter does not fit the model: {str(error)[:300]}", code="LK0311", where=str(adapter.path)
+        ) from error
     missing = [key for key in result.missing_keys if f".{name}" in key]
     if missing or result.unexpected_keys:
         raise DataError(
             f"this adapter does not fit the model: {[*missing, *result.unexpected_keys][0]} is in only one of them",
+            code="LK0311",
             where=str(adapter.path),
         )
 

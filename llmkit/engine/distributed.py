@@ -66,7 +66,9 @@ def prove(trainer: Any, strategy: Strategy) -> None:
     found = {"fsdp": trainer.is_fsdp_enabled, "deepspeed": trainer.is_deepspeed_enabled, "ddp": True}[strategy]
     if trainer.args.world_size != processes() or not found:
         raise MachineError(
-            f"finetune.strategy {strategy} did not take hold of {processes()} processes", next="try finetune.strategy=ddp"
+            f"finetune.strategy {strategy} did not take hold of {processes()} processes",
+            code="LK0410",
+            next="try finetune.strategy=ddp",
         )
 
 

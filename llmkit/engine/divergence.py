@@ -75,7 +75,7 @@ def remember(model: Any, samples: Sequence[Encoded], *, folder: Path, saved_as: 
     """
     total = sum(_learnt(sample) for sample in samples)
     if not total:
-        raise DataError("no answer to measure the model on", where=str(saved_as))
+        raise DataError("no answer to measure the model on", code="LK0721", where=str(saved_as))
     path, head = folder / "reference.npy", Head.of(model)
     _prove(head, model, samples[0])
     hidden = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(total, head.width))
@@ -97,7 +97,9 @@ def measure(model: Any, reference: Reference) -> Divergence:
     head, referee = Head.of(model), Head.saved_in(reference.head, model.device)
     if head.vocabulary != referee.vocabulary:
         raise DataError(
-            f"vocabularies of {head.vocabulary} and {referee.vocabulary} tokens cannot be compared", where=str(reference.head)
+            f"vocabularies of {head.vocabulary} and {referee.vocabulary} tokens cannot be compared",
+            code="LK0721",
+            where=str(reference.head),
         )
     _prove(head, model, reference.samples[0])
     found = np.empty((len(expected), len(_COLUMNS)))
@@ -203,6 +205,7 @@ def _prove(head: "Head", model: Any, sample: Encoded) -> None:
     if bool(expected.isfinite().all()) and float((expected - found).abs().max()) > NEAR * float(expected.abs().max()):
         raise DataError(
             f"perplexity and KL cannot be measured for {model.config.model_type}: its logits are not its output layer's",
+            code="LK0721",
             next="score its answers alone: llmkit eval --predictions P.jsonl --references R.jsonl",
         )
 

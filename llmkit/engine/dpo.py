@@ -70,7 +70,9 @@ def assembled(kind: Any, model: Any, data: Laid[Any], tokenizer: Any, *, config:
     adapted = hasattr(model, "peft_config")
     if isinstance(model.get_output_embeddings(), BaseTunerLayer):
         # TRL multiplies by the head's weight itself, so an adapter there would never be trained.
-        raise UsageError("an adapter on the output head cannot be trained by dpo or kto", next="leave it out of lora.targets")
+        raise UsageError(
+            "an adapter on the output head cannot be trained by dpo or kto", code="LK0409", next="leave it out of lora.targets"
+        )
     # TRL takes one dataset class only, and one that it would copy; ours replaces this stand-in before it is read.
     stand_in = datasets.Dataset.from_dict({"input_ids": [[0]]})
     _still(model)

@@ -90,7 +90,9 @@ def check(decoding: Decoding) -> None:
         UsageError: both are asked for.
     """
     if decoding.beams > 1 and decoding.temperature:
-        raise UsageError("beam search and sampling exclude each other", next="set beams to 1 or temperature to 0")
+        raise UsageError(
+            "beam search and sampling exclude each other", code="LK0712", next="set beams to 1 or temperature to 0"
+        )
 
 
 def stops(model: Any, tokenizer: Any, template: ChatTemplate) -> list[int]:
@@ -198,5 +200,7 @@ def _made(job: _Job, order: Sequence[int], size: int, store: Store | None, sizes
 def _smaller(size: int) -> int:
     """The largest half or less that divides it: the batches made before are then whole batches of the new size."""
     if size == 1:
-        raise MachineError("out of memory with one prompt at a time", next="lower eval.max_new_tokens, or use a smaller model")
+        raise MachineError(
+            "out of memory with one prompt at a time", code="LK0901", next="lower eval.max_new_tokens, or use a smaller model"
+        )
     return next(part for part in range(size // 2, 0, -1) if size % part == 0)

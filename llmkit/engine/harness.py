@@ -142,7 +142,10 @@ def _register(index: dict[str, Any], one: Definition, *, allow_code: bool) -> No
     foreign = next((name for name in metrics(one) if name not in metric_registry), None)
     if foreign is not None and not allow_code:
         raise UsageError(
-            f"the task {one.name} asks for a metric {foreign!r}", where=str(one.path), next=_known(metric_registry)
+            f"the task {one.name} asks for a metric {foreign!r}",
+            code="LK0714",
+            where=str(one.path),
+            next=_known(metric_registry),
         )
     config = load_yaml(one.path) if allow_code else merged(one.path, strict=True)
     TaskIndex.process_cfg(with_data(one, config), one.path, index)
@@ -198,12 +201,15 @@ def _blamed(selection: Selection, name: str) -> Iterator[None]:
         if remote and isinstance(error, UNREACHABLE):
             raise MachineError(
                 f"the benchmark {name} needs the data set {remote[0]}, which cannot be had: {why}",
+                code="LK0716",
                 next="check the network or set HF_ENDPOINT; or copy the data here and name them in a task file of your own "
                 "(dataset_path: json, dataset_kwargs: {data_files: …})",
             ) from error
         own = selection.definitions.get(name)
         where = str(own.path) if own and own.local else ""
-        raise DataError(f"the benchmark {name} cannot be run: {type(error).__name__}: {why}", where=where) from error
+        raise DataError(
+            f"the benchmark {name} cannot be run: {type(error).__name__}: {why}", code="LK0715", where=where
+        ) from error
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def merged(path: Path, *, strict: bool, above: tuple[Path, ...] = ()) -> dict[st
         UsageError: it cannot be read, or includes itself.
     """
     if path.resolve() in above or len(above) > MAX_INCLUDES:
-        raise UsageError("this task file includes itself", where=str(path), next="take the include out")
+        raise UsageError("this task file includes itself", code="LK0714", where=str(path), next="take the include out")
     config = _parsed(path, strict=strict)
     found: dict[str, Any] = {}
     for include in listed(config.pop("include", None)):
@@ -135,13 +135,13 @@ def _parsed(path: Path, *, strict: bool) -> dict[str, Any]:
         with path.open("rb") as stream:
             content = stream.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
-            raise UsageError(f"a task file of more than {MAX_FILE_BYTES:,} bytes", where=str(path), next=WRITE)
+            raise UsageError(f"a task file of more than {MAX_FILE_BYTES:,} bytes", code="LK0714", where=str(path), next=WRITE)
         found = yaml.load(content, _StrictLoader if strict else _Loader)  # noqa: S506 - both are safe loaders
     except OSError as error:
-        raise UsageError(f"cannot read this task file: {error.strerror or error}", where=str(path)) from error
+        raise UsageError(f"cannot read this task file: {error.strerror or error}", code="LK0714", where=str(path)) from error
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UsageError(f"this task file is not YAML: {why}", where=str(path), next=WRITE) from error
+        raise UsageError(f"this task file is not YAML: {why}", code="LK0714", where=str(path), next=WRITE) from error
     if not isinstance(found, dict):
-        raise UsageError("a task file holds a mapping", where=str(path), next=WRITE)
+        raise UsageError("a task file holds a mapping", code="LK0714", where=str(path), next=WRITE)
     return found

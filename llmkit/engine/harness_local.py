@@ -53,6 +53,7 @@ def refuse_code(one: Definition) -> None:
         if why := _code_in(config):
             raise UsageError(
                 f"the task {one.name} brings code of its own: {why}",
+                code="LK0111",
                 where=str(one.path),
                 next="read that code; if you trust it, say --allow-code",
             )
@@ -69,12 +70,16 @@ def refuse_data(one: Definition) -> None:
         if path is not None and path not in PLAIN_DATA and not _on_hub(path):
             raise UsageError(
                 f"a task's data cannot be {path!r}",
+                code="LK0714",
                 where=str(one.path),
                 next=f"dataset_path is OWNER/NAME on the hub, or one of {', '.join(PLAIN_DATA)} with data_files",
             )
         if options is not None and not (isinstance(options, dict) and set(options) <= set(DATA_OPTIONS)):
             raise UsageError(
-                "dataset_kwargs holds more than it may", where=str(one.path), next=f"keep to {', '.join(DATA_OPTIONS)}"
+                "dataset_kwargs holds more than it may",
+                code="LK0714",
+                where=str(one.path),
+                next=f"keep to {', '.join(DATA_OPTIONS)}",
             )
         if isinstance(options, dict) and not _names_files(config):
             _mapped(options.get("data_files", []), lambda name: _refuse_address(one, name))
@@ -98,10 +103,11 @@ def refuse_unfit(one: Definition) -> None:
         if config.get("unsafe_code"):
             raise UsageError(
                 f"the benchmark {one.name} runs code that the model writes",
+                code="LK0714",
                 next="take it out of eval.tasks; eval's own code problems run in a sandbox",
             )
         if any(config.get(key) for key in SENSES):
-            raise UsageError(f"the benchmark {one.name} needs images or sound", next="take it out of eval.tasks")
+            raise UsageError(f"the benchmark {one.name} needs images or sound", code="LK0714", next="take it out of eval.tasks")
 
 
 def data_files(one: Definition) -> list[Path]:
@@ -190,7 +196,9 @@ def _mapped(files: Any, change: Callable[[Any], Any]) -> Any:
 
 def _refuse_address(one: Definition, name: Any) -> None:
     if not isinstance(name, str) or "://" in name or "::" in name:
-        raise UsageError(f"{name!r} is no file of a data set", where=str(one.path), next="name files of the data set itself")
+        raise UsageError(
+            f"{name!r} is no file of a data set", code="LK0714", where=str(one.path), next="name files of the data set itself"
+        )
 
 
 def _data_file(one: Definition, name: Any) -> Path:
@@ -200,5 +208,8 @@ def _data_file(one: Definition, name: Any) -> Path:
             if path.is_file():
                 return path.resolve()
     raise UsageError(
-        f"the task {one.name} has no data file {name!r}", where=str(one.path), next="put it beside the task's file"
+        f"the task {one.name} has no data file {name!r}",
+        code="LK0714",
+        where=str(one.path),
+        next="put it beside the task's file",
     )

@@ -139,7 +139,9 @@ class HarnessModel(LM):
         inputs: dict[tuple[int, ...], list[int]] = {}
         for index, (before, after) in enumerate(pairs):
             if len(after) > self._max_length:
-                raise UsageError(f"a benchmark's answer of {len(after):,} tokens is beyond the model's {self._max_length:,}")
+                raise UsageError(
+                    f"a benchmark's answer of {len(after):,} tokens is beyond the model's {self._max_length:,}", code="LK0715"
+                )
             if after:
                 inputs.setdefault(tuple((before + after)[-(self._max_length + 1) :][:-1]), []).append(index)
         rows = list(inputs)
@@ -214,7 +216,11 @@ class _Asked:
         tokens, until = plain.pop("max_gen_toks"), plain.pop("until")
         unknown = next((key for key in plain if key not in SAMPLING), None)
         if unknown is not None:
-            raise UsageError(f"a benchmark's generation_kwargs cannot hold {unknown!r}", next=f"it takes {', '.join(SAMPLING)}")
+            raise UsageError(
+                f"a benchmark's generation_kwargs cannot hold {unknown!r}",
+                code="LK0714",
+                next=f"it takes {', '.join(SAMPLING)}",
+            )
         if not plain["do_sample"]:
             plain |= {"temperature": None, "top_p": None}
         return cls(max(1, min(tokens, most)), [text for text in until if isinstance(text, str) and text], plain)

@@ -75,7 +75,7 @@ def check(tasks: Sequence[str], *, allow_code: bool = False) -> None:
 def select(tasks: Sequence[str], *, allow_code: bool = False) -> Selection:
     """The tasks of these names and paths, with all that they need. Raises as `check`."""
     if find_spec("lm_eval") is None:
-        raise MachineError("benchmarks need lm-evaluation-harness, which is not installed", next=INSTALL)
+        raise MachineError("benchmarks need lm-evaluation-harness, which is not installed", code="LK0907", next=INSTALL)
     mine: dict[str, Definition] = {}
     asked: dict[str, str] = {}
     for task in tasks:
@@ -141,11 +141,11 @@ def _local(path: Path) -> tuple[list[Definition], list[str]]:
         inner = {name for one in found.values() for name in one.members}
         top = [name for name in found if name not in inner]
         if not top:
-            raise UsageError("this folder defines no task", where=str(path), next=WRITE)
+            raise UsageError("this folder defines no task", code="LK0714", where=str(path), next=WRITE)
         return list(found.values()), top
     asked = _definition(path)
     if asked is None:
-        raise UsageError("this file defines neither a task nor a group", where=str(path), next=WRITE)
+        raise UsageError("this file defines neither a task nor a group", code="LK0714", where=str(path), next=WRITE)
     if not asked.members:
         return [asked], [asked.name]
     others = _defined(one for suffix in SUFFIXES for one in path.parent.glob(f"*{suffix}") if one != path)
@@ -157,7 +157,12 @@ def _defined(files: Iterator[Path]) -> dict[str, Definition]:
     for path in files:
         paths.append(path)
         if len(paths) > MAX_FILES:
-            raise UsageError(f"more than {MAX_FILES:,} task files", where=str(path.parent), next="keep yours in a folder alone")
+            raise UsageError(
+                f"more than {MAX_FILES:,} task files",
+                code="LK0714",
+                where=str(path.parent),
+                next="keep yours in a folder alone",
+            )
     return {one.name: one for path in sorted(paths) if (one := _definition(path)) is not None}
 
 
@@ -168,7 +173,9 @@ def _definition(path: Path) -> Definition | None:
     if name is None or isinstance(name, list):
         return None
     if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_NAME:
-        raise UsageError("this task's name is no short line of text", where=str(path), next="change `task` or `group`")
+        raise UsageError(
+            "this task's name is no short line of text", code="LK0714", where=str(path), next="change `task` or `group`"
+        )
     return Definition(name, config, path, local=True)
 
 
@@ -221,6 +228,7 @@ def _refuse_unknown(name: str, mine: Mapping[str, Definition]) -> None:
     group = next((one for one in mine.values() if name in one.members), None)
     raise UsageError(
         f"no benchmark is called {name}{guess}",
+        code="LK0713",
         where=str(group.path) if group else "",
         next=f"lm-evaluation-harness has {len(theirs.files):,}; a task of your own is a path: ./tasks/mine.yaml",
     )

@@ -99,7 +99,7 @@ def calibration_text(path: Path, tokenizer: Any, *, max_tokens: int) -> list[lis
         with path.open(encoding="utf-8") as stream:
             text = stream.read(max_tokens * _CHARACTERS_PER_TOKEN)
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the calibration text: {error}", where=str(path)) from None
+        raise DataError(f"cannot read the calibration text: {error}", code="LK0113", where=str(path)) from None
     return _fill(_pieces(text, tokenizer), max_tokens, f"the calibration text {path} is empty")
 
 
@@ -146,17 +146,23 @@ def _linear(model: Any, name: str) -> torch.nn.Module:
     except AttributeError:
         layer = None
     if not isinstance(layer, torch.nn.Linear):
-        raise DataError(f"the model has no linear layer {name}")
+        raise DataError(f"the model has no linear layer {name}", code="LK0612")
     return layer
 
 
 def _check_samples(samples: Sequence[Sequence[int]], model: Any) -> None:
     if not samples or not all(samples):
-        raise DataError("no text to measure the importance matrix on", next="give more data or a larger token budget")
+        raise DataError(
+            "no text to measure the importance matrix on", code="LK0612", next="give more data or a larger token budget"
+        )
     known = model.get_input_embeddings().num_embeddings
     largest = max(max(ids) for ids in samples)
     if largest >= known or min(min(ids) for ids in samples) < 0:
-        raise DataError(f"the calibration text has the token {largest}, the model knows {known}", next="use its own tokenizer")
+        raise DataError(
+            f"the calibration text has the token {largest}, the model knows {known}",
+            code="LK0612",
+            next="use its own tokenizer",
+        )
 
 
 def _batches(samples: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
@@ -174,14 +180,18 @@ def _results(tallies: Mapping[str, _Tally]) -> dict[str, tuple[Sums, int]]:
     blind = [name for name, tally in tallies.items() if not tally.count]
     if blind:
         raise DataError(
-            f"{len(blind)} layers saw no input: {', '.join(blind[:3])}", next="the importance matrix needs them all"
+            f"{len(blind)} layers saw no input: {', '.join(blind[:3])}",
+            code="LK0612",
+            next="the importance matrix needs them all",
         )
     found: dict[str, tuple[Sums, int]] = {}
     for name, tally in tallies.items():
         assert tally.sums is not None
         sums = tally.sums.cpu().numpy().astype(np.float32)
         if not np.isfinite(sums).all():
-            raise FidelityError(f"what goes into {name} is not finite", next="the model is broken: train it again")
+            raise FidelityError(
+                f"what goes into {name} is not finite", code="LK0319", next="the model is broken: train it again"
+            )
         found[name] = (sums, tally.count)
     return found
 
@@ -209,5 +219,7 @@ def _fill(samples: Iterator[list[int]], max_tokens: int, otherwise: str) -> list
         found.append(ids[:left])
         left -= len(found[-1])
     if not found:
-        raise DataError(otherwise, next="the importance matrix needs text: give more data or a larger token budget")
+        raise DataError(
+            otherwise, code="LK0612", next="the importance matrix needs text: give more data or a larger token budget"
+        )
     return found

@@ -96,7 +96,9 @@ def weights(items: Sequence[Judged]) -> tuple[float, float]:
     undesirable = len(items) - desirable
     if not desirable or not undesirable:
         missing = "an undesirable" if desirable else "a desirable"
-        raise DataError(f"kto learns from both kinds of answers, and none of {len(items)} is {missing} one", next=_REMEDY)
+        raise DataError(
+            f"kto learns from both kinds of answers, and none of {len(items)} is {missing} one", code="LK0408", next=_REMEDY
+        )
     ratio = desirable / undesirable
     return max(1.0, LEAST / ratio), max(1.0, ratio / MOST)
 
@@ -135,6 +137,7 @@ def build(
     if arguments["per_device_train_batch_size"] < 2:
         raise UsageError(
             "kto compares a prompt with the other answers of its micro-batch, and a micro-batch of one has none",
+            code="LK0409",
             next="set finetune.micro_batch to 2 or more, with a batch_size that it divides",
         )
     config = KTOConfig(
@@ -155,9 +158,13 @@ class _Trainer(Referenced, KTOTrainer):
 def _score(record: Mapping[str, Any]) -> float:
     score = record.get("score")
     if score is None:
-        raise DataError("neither a score nor a rejected answer", where=f"record {record.get('id', '?')}", next=_REMEDY)
+        raise DataError(
+            "neither a score nor a rejected answer", code="LK0408", where=f"record {record.get('id', '?')}", next=_REMEDY
+        )
     if not isinstance(score, int | float) or not abs(score) <= float_info.max:
-        raise DataError(f"a score of {score!r} is no number", where=f"record {record.get('id', '?')}", next=_REMEDY)
+        raise DataError(
+            f"a score of {score!r} is no number", code="LK0404", where=f"record {record.get('id', '?')}", next=_REMEDY
+        )
     return float(score)
 
 
@@ -166,14 +173,18 @@ def _upto_answer(record: Mapping[str, Any]) -> list[Any]:
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
     if not messages:
-        raise DataError("the conversation has no assistant message to judge", where=f"record {record.get('id', '?')}")
+        raise DataError(
+            "the conversation has no assistant message to judge", code="LK0404", where=f"record {record.get('id', '?')}"
+        )
     return messages
 
 
 def _with_rejected(record: Mapping[str, Any], messages: list[Any]) -> list[Any]:
     if messages[-1]["content"].strip() == record["rejected"].strip():
         where = f"record {record.get('id', '?')}"
-        raise DataError("chosen and rejected are the same", where=where, next="drop such pairs; `llmkit clean` does")
+        raise DataError(
+            "chosen and rejected are the same", code="LK0404", where=where, next="drop such pairs; `llmkit clean` does"
+        )
     return [*messages[:-1], {"role": "assistant", "content": record["rejected"]}]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -19,7 +20,7 @@ from llmkit.engine.precision import Precision
 from llmkit.errors import DataError, MachineError
 
 # What a broken folder raises, by library: a missing or odd file, a bad value, a tensor that does not fit.
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, StrictDataclassError)
 
 
 def device() -> torch.device:
@@ -68,9 +69,9 @@ def load_model(
             **options,
         )
     except torch.OutOfMemoryError as error:
-        raise MachineError("the model does not fit in the device's memory", where=str(folder)) from error
+        raise MachineError("the model does not fit in the device's memory", code="LK0901", where=str(folder)) from error
     except (*BROKEN, SafetensorError) as error:
-        raise DataError(f"this model cannot be loaded: {_first_line(error)}", where=str(folder)) from error
+        raise DataError(f"this model cannot be loaded: {_first_line(error)}", code="LK0306", where=str(folder)) from error
     if four_bit:
         _keep_layout(model)
     return model.eval()
@@ -83,7 +84,7 @@ def require_unquantized(folder: Path, why: str) -> None:
         DataError: it is; `why` is what the user reads.
     """
     if getattr(load_config(folder), "quantization_config", None):
-        raise DataError(f"{why}; this one is quantized", where=str(folder), next="name the bf16 or fp32 base")
+        raise DataError(f"{why}; this one is quantized", code="LK0309", where=str(folder), next="name the bf16 or fp32 base")
 
 
 def free_memory() -> int:
@@ -103,6 +104,11 @@ def release() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def use_threads(count: int) -> None:
+    """Compute with so many threads of the processor from now on."""
+    torch.set_num_threads(count)
+
+
 def empty_model(folder: Path) -> Any:
     """The architecture of the model in `folder`, without weights (on the meta device).
 
@@ -114,7 +120,7 @@ def empty_model(folder: Path) -> Any:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except BROKEN as error:
-        raise DataError(f"this config.json cannot be used: {_first_line(error)}", where=str(folder)) from error
+        raise DataError(f"this config.json cannot be used: {_first_line(error)}", code="LK0306", where=str(folder)) from error
 
 
 def from_weights(folder: Path, weights: Mapping[str, torch.Tensor]) -> Any:
@@ -129,7 +135,9 @@ def from_weights(folder: Path, weights: Mapping[str, torch.Tensor]) -> Any:
             architecture = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
         model = architecture.from_pretrained(None, config=config, state_dict=dict(weights), dtype=torch.float32)
     except BROKEN as error:
-        raise DataError(f"these weights are not this model's: {_first_line(error)}", where=str(folder)) from error
+        raise DataError(
+            f"these weights are not this model's: {_first_line(error)}", code="LK0306", where=str(folder)
+        ) from error
     return model.eval().to(device())
 
 
@@ -142,9 +150,11 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True, trust_remote_code=False)
     except (*BROKEN, ImportError) as error:
-        raise DataError(f"this tokenizer cannot be loaded: {_first_line(error)}", where=str(folder)) from error
+        raise DataError(f"this tokenizer cannot be loaded: {_first_line(error)}", code="LK0307", where=str(folder)) from error
     if not tokenizer.is_fast:
-        raise DataError("this folder has no tokenizer.json", where=str(folder), next="save it with a fast tokenizer")
+        raise DataError(
+            "this folder has no tokenizer.json", code="LK0307", where=str(folder), next="save it with a fast tokenizer"
+        )
     return tokenizer
 
 
@@ -157,7 +167,7 @@ def load_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except BROKEN as error:
-        raise DataError(f"this config.json cannot be used: {_first_line(error)}", where=str(folder)) from error
+        raise DataError(f"this config.json cannot be used: {_first_line(error)}", code="LK0306", where=str(folder)) from error
 
 
 def read_tensor(folder: Path, *names: str) -> torch.Tensor:
@@ -171,7 +181,7 @@ def read_tensor(folder: Path, *names: str) -> torch.Tensor:
             with safe_open(path, framework="pt") as stream:
                 if name in stream.keys():  # noqa: SIM118 - not a mapping
                     return stream.get_tensor(name)
-    raise DataError(f"no tensor named {' or '.join(names)}", where=str(folder))
+    raise DataError(f"no tensor named {' or '.join(names)}", code="LK0308", where=str(folder))
 
 
 def save_model(model: Any, folder: Path) -> None:

@@ -110,7 +110,9 @@ def prepare_full(model: Any) -> Any:
     """
     if any(not weight.is_floating_point() for weight in model.parameters()):
         raise UsageError(
-            "the weights of a quantized model cannot be trained", next="train an adapter on it, or name the bf16 base"
+            "the weights of a quantized model cannot be trained",
+            code="LK0309",
+            next="train an adapter on it, or name the bf16 base",
         )
     return model.float().requires_grad_(True)
 
@@ -136,12 +138,14 @@ def _checked_targets(model: Any, targets: Targets) -> str | list[str]:
     known = ", ".join(_last_parts(layers))
     if isinstance(targets, str):
         if not layers:
-            raise UsageError("this model has no linear layer that an adapter could go on", next="set finetune.method=full")
+            raise UsageError(
+                "this model has no linear layer that an adapter could go on", code="LK0407", next="set finetune.method=full"
+            )
         return targets
     missing = [target for target in targets if not any(_names(target, name) for name in layers)]
     if missing or not targets:
         what = f"lora.targets names no linear layer of this model: {', '.join(missing)}" if missing else "lora.targets is empty"
-        raise UsageError(what, next=f"choose among {known}, or all-linear")
+        raise UsageError(what, code="LK0407", next=f"choose among {known}, or all-linear")
     return list(targets)
 
 
@@ -159,12 +163,14 @@ def _checked_modules(model: Any, shape: Shape) -> list[str]:
         if not matches:
             raise UsageError(
                 f"lora.modules_to_save names no module with weights of its own: {wanted}",
+                code="LK0407",
                 next=f"choose among {', '.join(_last_parts(able))}",
             )
         both = [name for name in matches if _is_target(able[name], name, shape.targets) and able[name] is not head]
         if both:
             raise UsageError(
                 f"{both[0]} is in lora.modules_to_save and in lora.targets",
+                code="LK0407",
                 next="train it whole or by an adapter: take it out of one; all-linear takes every linear layer but the head",
             )
         found += matches
@@ -208,6 +214,7 @@ def _start_from(wrapped: Any, init: Path, shape: Shape) -> None:
     if differ:
         raise UsageError(
             f"the adapter to start from has another shape: {'; '.join(differ)}",
+            code="LK0407",
             where=str(init),
             next="set finetune.lora to its shape, or start afresh",
         )
@@ -228,7 +235,9 @@ def _learning(model: Any) -> dict[str, torch.Tensor]:
 def _require_finite(weights: Mapping[str, torch.Tensor], what: str) -> None:
     broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
     if broken:
-        raise FidelityError(f"{len(broken)} {what} weights are not finite, the first {broken[0]}; the {what} was not written")
+        raise FidelityError(
+            f"{len(broken)} {what} weights are not finite, the first {broken[0]}; the {what} was not written", code="LK0319"
+        )
 
 
 def _sort_sets(path: Path) -> None:

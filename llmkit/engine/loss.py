@@ -222,4 +222,4 @@ def prove(model: Any, batch: Mapping[str, Tensor], *, tolerance: float = 1e-3) -
         scored = logits.flatten(0, 1)[batch["back"]][batch["sources"]].float()
         theirs = -functional.cross_entropy(scored, batch["targets"]).item()
     if not abs(ours - theirs) <= tolerance:
-        raise FidelityError(f"the mean log-probability is {ours:.4f}, by the model's own logits {theirs:.4f}")
+        raise FidelityError(f"the mean log-probability is {ours:.4f}, by the model's own logits {theirs:.4f}", code="LK0413")

@@ -158,7 +158,9 @@ def encode_pairs(
     Otherwise as `encode_all`; pairs cannot be split, since only a conversation's last answer has a rejected one.
     """
     if on_overlong == "split":
-        raise UsageError("pairs cannot be split: only the last answer has a rejected one", next="use truncate_left")
+        raise UsageError(
+            "pairs cannot be split: only the last answer has a rejected one", code="LK0409", next="use truncate_left"
+        )
     batches = _Batches(_Coder(tokenizer, template), max_length, on_overlong, _SHORTEN[on_overlong], last_only=True)
     return batches.collect(records, _sides, lambda parts: Pair(*parts))
 
@@ -216,7 +218,7 @@ def _sides(record: Record) -> list[list[Message]]:
 
 def _with_rejected(messages: list[Message], rejected: str) -> list[list[Message]]:
     if messages[-1]["content"].strip() == rejected.strip():
-        raise DataError("chosen and rejected are the same", next="drop such pairs; `llmkit clean` does")
+        raise DataError("chosen and rejected are the same", code="LK0404", next="drop such pairs; `llmkit clean` does")
     return [messages, [*messages[:-1], {"role": "assistant", "content": rejected}]]
 
 
@@ -241,14 +243,16 @@ class _Coder:
         """`messages` as text and the places of the answers to learn. Renders once, and once more an answer."""
         turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         if not turns:
-            raise DataError("the conversation has no assistant message to learn from")
+            raise DataError("the conversation has no assistant message to learn from", code="LK0404")
         full = render(messages, self._tokenizer, self._template)
         _prove_complete(messages, full, self._template)
         spans: list[tuple[int, int]] = []
         for index in turns[-1:] if last_only else turns:
             span = self._answer(messages, index, full)
             if spans and span[0] < spans[-1][1]:
-                raise UsageError(f"the chat template {self._template.name} renders one answer inside another", next=HOW)
+                raise UsageError(
+                    f"the chat template {self._template.name} renders one answer inside another", code="LK0318", next=HOW
+                )
             spans.append(span)
         return _Laid(full, spans)
 
@@ -278,12 +282,15 @@ class _Coder:
         if not full.startswith(prompt):
             raise UsageError(
                 f"the chat template {self._template.name} prompts for an answer in another way than it renders one",
+                code="LK0318",
                 next=f"{HOW}, or keep single exchanges" if index + 1 < len(messages) else HOW,
             )
         stop = _turn_stop(full, messages[index]["content"].strip(), self._template.eos, begin=len(prompt))
         if stop is None:
             raise FidelityError(
-                f"the chat template {self._template.name} does not end an answer with {self._template.eos}", next=HOW
+                f"the chat template {self._template.name} does not end an answer with {self._template.eos}",
+                code="LK0318",
+                next=HOW,
             )
         return len(prompt), stop  # what a template writes after it (Gemma's newline) is never generated
 
@@ -297,6 +304,7 @@ class _Coder:
         if self._ids(tail) != tokens.ids[anchor:first]:
             raise DataError(
                 "an answer's first characters share a token with the prompt: serving would not see the prompt trained on",
+                code="LK0318",
                 next="take white space off the beginning of answers (`llmkit clean` does), or use a template that does",
             )
 
@@ -319,7 +327,9 @@ class _Coder:
         learnt_ids = [(token, not goes_on) for token, is_learnt, goes_on in kept if is_learnt]
         runs_end = all(token == self._eos for token, is_last in learnt_ids if is_last)
         if not runs_end or sum(token == self._eos for token, _ in learnt_ids) < len(spans):
-            raise FidelityError("an answer's turn-end token is not among the tokens to learn: the model would never stop")
+            raise FidelityError(
+                "an answer's turn-end token is not among the tokens to learn: the model would never stop", code="LK0318"
+            )
 
 
 class _Batches:
@@ -377,6 +387,7 @@ class _Batches:
         if self._refuses:
             raise DataError(
                 f"{longest} tokens are over max_length {self._max_length}",
+                code="LK0403",
                 next="raise finetune.max_length, or set finetune.on_overlong to drop or truncate_left",
             )
 
@@ -424,6 +435,7 @@ def _prove_complete(messages: Sequence[Message], full: str, template: ChatTempla
         if found < 0:
             raise DataError(
                 f"the chat template {template.name} leaves out or rewrites a {message['role']} message",
+                code="LK0317",
                 next="set finetune.template to one that keeps it, or take such messages out of the data",
             )
         position = found + len(content)
@@ -439,4 +451,4 @@ def _named(record: Record) -> Iterator[None]:
     try:
         yield
     except LlmkitError as error:
-        raise type(error)(error.what, where=f"record {record.get('id', '?')}", next=error.next) from error
+        raise type(error)(error.what, code=error.code, where=f"record {record.get('id', '?')}", next=error.next) from error

@@ -62,7 +62,7 @@ class _Plan:
             return weight
         # One pass and no copy; a NaN or an infinity survives in the sum.
         if not changed.sum(dtype=torch.float64).isfinite():
-            raise FidelityError(f"{name} is not finite after the merge; nothing was published", where="merge")
+            raise FidelityError(f"{name} is not finite after the merge; nothing was published", code="LK0319", where="merge")
         return changed
 
 
@@ -130,7 +130,10 @@ def _require_disk(base: _Base, out: Path) -> None:
     needed, free = int(base.fp32_bytes * 1.5), shutil.disk_usage(out).free
     if needed > free:
         raise MachineError(
-            f"merging needs {needed / 2**30:.1f} GiB of disk; {free / 2**30:.1f} GiB are free", where=str(out), next="free some"
+            f"merging needs {needed / 2**30:.1f} GiB of disk; {free / 2**30:.1f} GiB are free",
+            code="LK0902",
+            where=str(out),
+            next="free some",
         )
 
 
@@ -141,11 +144,16 @@ def _whole(base: _Base, adapters: Sequence[tuple[Path, float]], tokenizer: Any, 
         return None
     if len(adapters) > 1 or adapters[0][1] != 1:
         raise UsageError(
-            "a fully trained model is no adapter that could be weighted", where=str(whole[0]), next="leave merge.adapters out"
+            "a fully trained model is no adapter that could be weighted",
+            code="LK0503",
+            where=str(whole[0]),
+            next="leave merge.adapters out",
         )
     trained = {name: entry.shape for name, entry in shards.entries(whole[0]).items() if name not in base.tied}
     if trained != {name: entry.shape for name, entry in base.entries.items() if name not in base.tied}:
-        raise DataError("its weights are not those of this base", where=str(whole[0]), next="name the base it was trained on")
+        raise DataError(
+            "its weights are not those of this base", code="LK0314", where=str(whole[0]), next="name the base it was trained on"
+        )
     reference = _logits(base.folder, base, tokenizer, out)
     expected = _logits(whole[0], base, tokenizer, out)
     return _Plan(whole[0], (), expected, probe.difference(expected, reference))
@@ -197,7 +205,10 @@ def _save(
             chosen, gap = "bf16", found
         elif dtype == "bf16":
             raise FidelityError(
-                f"rounding to bf16 loses {lost:.0%} of the fine-tune", where="merge", next="set merge.dtype: auto or fp32"
+                f"rounding to bf16 loses {lost:.0%} of the fine-tune",
+                code="LK0502",
+                where="merge",
+                next="set merge.dtype: auto or fp32",
             )
         else:
             progress.note(f"merge: bf16 would round {lost:.0%} of this small fine-tune away; saving fp32")
@@ -224,7 +235,9 @@ def _lay_out(folder: Path, base: _Base, tokenizer: Any, *, dtype: torch.dtype, e
     try:
         generation.save_pretrained(folder)
     except ValueError as error:
-        raise DataError(f"the base's generation_config.json contradicts itself: {error}", where=str(base.folder)) from error
+        raise DataError(
+            f"the base's generation_config.json contradicts itself: {error}", code="LK0306", where=str(base.folder)
+        ) from error
     tokenizer.save_pretrained(folder)
 
 
@@ -239,6 +252,7 @@ def _prove(gap: probe.Difference, who: str) -> None:
     if not gap.max_abs <= FP32_TOLERANCE:
         raise FidelityError(
             f"{who} differs from base + adapter by {gap.max_abs:.3g} in a logit (at most {FP32_TOLERANCE:g})",
+            code="LK0501",
             where="merge",
             next="nothing was published; check that the adapter was trained on this base",
         )

@@ -141,7 +141,9 @@ def _kto(train: Sequence[Record], valid: Sequence[Record], reading: Reading, *, 
 def _pairs(records: Sequence[Record], reading: Reading) -> Encodings[Pair]:
     bare = [str(record.get("id", "?")) for record in records if record.get("rejected") is None]
     if bare:
-        raise DataError("no rejected answer to prefer the chosen one to", where=f"record {bare[0]}", next="add data.pairs")
+        raise DataError(
+            "no rejected answer to prefer the chosen one to", code="LK0209", where=f"record {bare[0]}", next="add data.pairs"
+        )
     return mask.encode_pairs(
         records, reading.tokenizer, reading.template, max_length=reading.max_length, on_overlong=reading.on_overlong
     )

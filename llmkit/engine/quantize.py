@@ -62,7 +62,9 @@ def quantize(model: Path, out: Path, settings: Settings) -> Facts:
         bar.advance(text="loaded again")
     if not gap.kl < BROKEN_KL:
         raise FidelityError(
-            f"the quantized model no longer resembles its source (KL {gap.kl:.2f} nats)", where=f"{settings.bits} bits"
+            f"the quantized model no longer resembles its source (KL {gap.kl:.2f} nats)",
+            code="LK0504",
+            where=f"{settings.bits} bits",
         )
     return {
         "bits": settings.bits,
@@ -79,7 +81,9 @@ def quantize(model: Path, out: Path, settings: Settings) -> Facts:
 def _require_unquantized(model: Path) -> None:
     """Told by config.json, before any weight is read."""
     if getattr(loading.load_config(model), "quantization_config", None):
-        raise DataError("this model is quantized already", where=str(model), next="quantize the merged bf16 or fp32 model")
+        raise DataError(
+            "this model is quantized already", code="LK0309", where=str(model), next="quantize the merged bf16 or fp32 model"
+        )
 
 
 def _kept(folder: Path, skip: Sequence[str]) -> list[str]:
@@ -89,12 +93,14 @@ def _kept(folder: Path, skip: Sequence[str]) -> list[str]:
     for name in skip:
         if not any(f".{name}." in f".{layer}." for layer in linear):
             parts = sorted({layer.rpartition(".")[2] for layer in linear})
-            raise UsageError(f"skip: the model has no linear layer called {name}", next=f"known: {', '.join(parts)}")
+            raise UsageError(
+                f"skip: the model has no linear layer called {name}", code="LK0505", next=f"known: {', '.join(parts)}"
+            )
     kept = sorted(
         {*get_keys_to_not_convert(model), *(layer for layer in linear if any(f".{name}." in f".{layer}." for name in skip))}
     )
     if set(linear) <= set(kept):
-        raise DataError("the model has no linear layer to quantize", where=str(folder))
+        raise DataError("the model has no linear layer to quantize", code="LK0505", where=str(folder))
     return kept
 
 

@@ -172,6 +172,7 @@ def _take_device(local_rank: int) -> None:
     if local_rank >= torch.cuda.device_count():
         raise MachineError(
             f"{local_rank + 1} processes need as many GPUs on this machine; it has {torch.cuda.device_count()}",
+            code="LK0410",
             next="lower finetune.processes",
         )
     torch.cuda.set_device(local_rank)
@@ -198,7 +199,7 @@ def _ended_by_launcher() -> Iterator[None]:
 
     def told(*_: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; it kills in half a minute
-        raise PeerLostError("the launcher has ended the training", next="look at its log, and run again")
+        raise PeerLostError("the launcher has ended the training", code="LK0411", next="look at its log, and run again")
 
     before = signal.signal(signal.SIGTERM, told)
     try:
@@ -240,14 +241,14 @@ def _named(name: str) -> Callable[..., Any]:
     """A function of this package by `module:name`; of no other, whoever asks."""
     module, _, attribute = name.partition(":")
     if not module.startswith("llmkit."):
-        raise LlmkitError(f"a job that is not llmkit's: {name}")
+        raise LlmkitError(f"a job that is not llmkit's: {name}", code="LK0411")
     found: Callable[..., Any] = getattr(import_module(module), attribute)
     return found
 
 
 def _confess(launch: _Launch, error: LlmkitError) -> int:
     """Leave word of what failed here, before this process ends and the launcher ends all; its exit code."""
-    word = {"kind": type(error).__name__, "what": error.what, "where": error.where, "next": error.next}
+    word = {"kind": type(error).__name__, "what": error.what, "code": error.code, "where": error.where, "next": error.next}
     with suppress(RuntimeError):
         launch.store.set("llmkit/failure", json.dumps(word))
     return error.exit_code
@@ -281,7 +282,9 @@ def _losses_told() -> Iterator[None]:
         if not _is_loss(error):
             raise
         raise PeerLostError(
-            "another process of the training is gone, or out of reach", next="look at its machine's log, and run again"
+            "another process of the training is gone, or out of reach",
+            code="LK0411",
+            next="look at its machine's log, and run again",
         ) from error
 
 

@@ -48,5 +48,5 @@ def _number(config: Any, name: str, default: int | None = None) -> int:
     if isinstance(found, int) and found > 0:
         return found
     if default is None:
-        raise LlmkitError(f"config.json has no {name}")
+        raise LlmkitError(f"config.json has no {name}", code="LK0306")
     return default

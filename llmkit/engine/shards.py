@@ -61,7 +61,7 @@ def header(file: Path) -> dict[str, Entry]:
             slices = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
             return {name: Entry(file, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (OSError, SafetensorError, ValueError) as error:
-        raise DataError(f"this safetensors file cannot be read: {error}", where=str(file)) from error
+        raise DataError(f"this safetensors file cannot be read: {error}", code="LK0308", where=str(file)) from error
 
 
 def read(entry: Entry, name: str) -> torch.Tensor:
@@ -76,7 +76,7 @@ def read(entry: Entry, name: str) -> torch.Tensor:
             tensor: torch.Tensor = stream.get_tensor(name)
             return tensor
     except (OSError, SafetensorError, ValueError) as error:
-        raise DataError(f"this safetensors file cannot be read: {error}", where=str(entry.file)) from error
+        raise DataError(f"this safetensors file cannot be read: {error}", code="LK0308", where=str(entry.file)) from error
 
 
 def rewrite(source: Path, out: Path, change: Change, *, dtype: torch.dtype) -> None:
@@ -111,9 +111,9 @@ def _files(folder: Path) -> list[Path]:
         if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
             raise ValueError("it must name safetensors files beside it")
     except FileNotFoundError as error:
-        raise DataError(f"this folder holds neither {WEIGHTS} nor {INDEX}", where=str(folder)) from error
+        raise DataError(f"this folder holds neither {WEIGHTS} nor {INDEX}", code="LK0308", where=str(folder)) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"this weight index cannot be used: {error}", where=str(folder / INDEX)) from error
+        raise DataError(f"this weight index cannot be used: {error}", code="LK0308", where=str(folder / INDEX)) from error
     return [folder / name for name in names]
 
 
@@ -144,6 +144,9 @@ def _type(entry: Entry, dtype: torch.dtype) -> torch.dtype:
         return dtype
     if entry.stored not in KEPT:
         raise DataError(
-            f"a tensor of type {entry.stored} cannot be rewritten", where=str(entry.file), next="name the bf16 or fp32 model"
+            f"a tensor of type {entry.stored} cannot be rewritten",
+            code="LK0308",
+            where=str(entry.file),
+            next="name the bf16 or fp32 model",
         )
     return KEPT[entry.stored]

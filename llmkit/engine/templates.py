@@ -87,7 +87,9 @@ def resolve(name: str, tokenizer_dir: Path) -> ChatTemplate:
         if own is None:
             fitting = [ours for ours in OURS if _fits(ours, files)]
             hint = f"; its tokens fit {' and '.join(fitting)}" if fitting else ""
-            raise UsageError("the model's tokenizer has no chat template", where=str(tokenizer_dir), next=HOW + hint)
+            raise UsageError(
+                "the model's tokenizer has no chat template", code="LK0315", where=str(tokenizer_dir), next=HOW + hint
+            )
         text = own
     eos = _turn_end(text, files, where=name)
     folds = not _carries_system(text, files, where=name) and _carries_system(FOLD + text, files, where=name)
@@ -111,6 +113,7 @@ def render(messages: Sequence[Message], tokenizer: Any, template: ChatTemplate, 
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
             f"the chat template {template.name} refuses a conversation of {roles}: {error}",
+            code="LK0317",
             next="clean the roles, or set finetune.template to one that takes them",
         ) from error
     return str(rendered)
@@ -122,11 +125,13 @@ def _read(name: str) -> str:
     if name not in OURS and path.suffix != ".jinja":
         near = get_close_matches(name, ["model", *OURS], n=1)
         guess = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"no chat template is called {name}{guess}", next=f"{HOW}, or to model for the model's own")
+        raise UsageError(
+            f"no chat template is called {name}{guess}", code="LK0315", next=f"{HOW}, or to model for the model's own"
+        )
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the chat template: {error}", where=str(path), next=HOW) from error
+        raise UsageError(f"cannot read the chat template: {error}", code="LK0316", where=str(path), next=HOW) from error
 
 
 def _fits(name: str, files: "_TokenizerFiles") -> bool:
@@ -163,15 +168,18 @@ def _turn_end(text: str, files: "_TokenizerFiles", *, where: str) -> str:
             **files.named_tokens(),
         )
     except _TEMPLATE_FAILURES as error:
-        raise UsageError(f"the chat template fails on a plain exchange: {error}", where=where, next=HOW) from error
+        raise UsageError(
+            f"the chat template fails on a plain exchange: {error}", code="LK0316", where=where, next=HOW
+        ) from error
     if question not in rendered or answer not in rendered:
-        raise UsageError("the chat template leaves out what user or assistant say", where=where, next=HOW)
+        raise UsageError("the chat template leaves out what user or assistant say", code="LK0318", where=where, next=HOW)
     tail = rendered[rendered.rindex(answer) + len(answer) :].lstrip()
     # The longest match: a token may begin another's text.
     found = max((token for token in files.added_tokens if token.strip() and tail.startswith(token)), key=len, default=None)
     if found is None:
         raise UsageError(
             f"the chat template ends an answer with {tail.strip()!r}, which is no single special token of this tokenizer",
+            code="LK0318",
             where=f"{where} with {files.folder}",
             next=HOW,
         )
@@ -208,7 +216,7 @@ def _compile(text: str, *, where: str) -> jinja2.Template:
     try:
         return _environment().from_string(text)
     except _TEMPLATE_FAILURES as error:
-        raise UsageError(f"the chat template does not compile: {error}", where=where, next=HOW) from error
+        raise UsageError(f"the chat template does not compile: {error}", code="LK0316", where=where, next=HOW) from error
 
 
 class _TokenizerFiles:
@@ -224,7 +232,9 @@ class _TokenizerFiles:
         except FileNotFoundError:
             pass
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read the model's chat template: {error}", where=str(self.folder), next=HOW) from error
+            raise UsageError(
+                f"cannot read the model's chat template: {error}", code="LK0316", where=str(self.folder), next=HOW
+            ) from error
         found = self._config.get("chat_template")
         if isinstance(found, list):  # several named templates; transformers, too, takes the default
             named = [entry.get("template") for entry in found if isinstance(entry, dict) and entry.get("name") == "default"]
@@ -252,12 +262,12 @@ class _TokenizerFiles:
         except FileNotFoundError:
             return []
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read the tokenizer: {error}", where=str(path)) from error
+            raise UsageError(f"cannot read the tokenizer: {error}", code="LK0307", where=str(path)) from error
         start = text.find("[", max(text.find('"added_tokens"'), 0))
         try:
             found, _ = json.JSONDecoder().raw_decode(text, max(start, 0))
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"the tokenizer is not JSON: {error}", where=str(path)) from error
+            raise UsageError(f"the tokenizer is not JSON: {error}", code="LK0307", where=str(path)) from error
         return found if isinstance(found, list) else []
 
     def _json(self, name: str) -> dict[str, Any]:
@@ -267,7 +277,7 @@ class _TokenizerFiles:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
-            raise UsageError(f"cannot read the tokenizer: {error}", where=str(path)) from error
+            raise UsageError(f"cannot read the tokenizer: {error}", code="LK0307", where=str(path)) from error
         return found if isinstance(found, dict) else {}
 
 

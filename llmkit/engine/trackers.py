@@ -42,7 +42,9 @@ def _guarded(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
             text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
             tracker = name.removesuffix("Callback").lower()
             raise MachineError(
-                f"{tracker} did not start: {text}", next=_HELP.get(name, "mend it, or take it out of finetune.report_to")
+                f"{tracker} did not start: {text}",
+                code="LK0412",
+                next=_HELP.get(name, "mend it, or take it out of finetune.report_to"),
             ) from error
 
     return guarded

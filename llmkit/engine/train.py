@@ -222,11 +222,13 @@ def _require(task: Task, records: Sequence[Record], settings: Settings) -> None:
         reasons = f"{counts['overlong']} are over {settings.max_length} tokens, {counts['forged']} spell special tokens"
         raise DataError(
             f"nothing to train on: of {len(records)} records {reasons}",
+            code="LK0401",
             next="raise finetune.max_length, or look at the data" if records else "loosen clean's rules or add data",
         )
     if settings.patience and len(task.valid) < task.least:
         raise DataError(
             "finetune.patience needs held-out records that the objective can use, and there are none",
+            code="LK0402",
             next="raise data.split.valid, or leave patience out",
         )
     left_out = [f"{counts[name]} {name}" for name in ("overlong", "forged") if counts[name]]
@@ -429,6 +431,7 @@ def _footprint(run: _Run, folder: Path) -> _Footprint:
     if not share:
         raise UsageError(
             f"a batch of {min(run.settings.batch_size, len(run.task.items))} cannot be shared by {processes} processes",
+            code="LK0410",
             next="raise finetune.batch_size, add data, or lower finetune.processes",
         )
     wanted = _Footprint(math.gcd(run.settings.micro_batch or share, share), checkpointing=False)
@@ -474,11 +477,12 @@ def _limits(folder: Path) -> Iterator[None]:
         text = str(error)
         if any(sign in text for sign in ("out of memory", "allocate memory")):  # CUDA's words; a CPU's
             raise MachineError(
-                "training ran out of memory", next="lower finetune.micro_batch or finetune.max_length"
+                "training ran out of memory", code="LK0406", next="lower finetune.micro_batch or finetune.max_length"
             ) from error
         if any(sign in text for sign in ("No space left", "File too large", "PytorchStreamWriter failed", "Disk quota")):
             raise MachineError(
                 "the disk is full, or a file may not grow",
+                code="LK0902",
                 where=str(folder),
                 next="free some, and run again: training goes on from its last whole checkpoint",
             ) from error

@@ -189,7 +189,9 @@ class PackedTrainer(LocalTrainer, Trainer):
         loss, shares = self._loss(log_probs, batch, counts)
         if not math.isfinite(loss.item()):
             raise FidelityError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}, at {_culprits(log_probs, batch)}", next=REMEDY
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}, at {_culprits(log_probs, batch)}",
+                code="LK0405",
+                next=REMEDY,
             )
         return loss, shares
 

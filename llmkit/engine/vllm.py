@@ -39,7 +39,7 @@ def answer(
         DataError: the template refuses a conversation.
     """
     if decoding.beams > 1:
-        raise UsageError("vLLM does no beam search", next="set beams to 1, or leave the runtime to transformers")
+        raise UsageError("vLLM does no beam search", code="LK0712", next="set beams to 1, or leave the runtime to transformers")
     names = list(keys or name_all(conversations))
     texts = [render(messages, tokenizer, template, add_generation_prompt=True) for messages in conversations]
     prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -71,7 +71,9 @@ class _Engine:
         try:
             import vllm
         except ImportError as error:
-            raise MachineError("vLLM is not installed", next="pip install vllm, on a machine with a GPU") from error
+            raise MachineError(
+                "vLLM is not installed", code="LK0907", next="pip install vllm, on a machine with a GPU"
+            ) from error
         self._tokenizer, self._decoding = tokenizer, decoding
         self._stops = [tokenizer.convert_tokens_to_ids(template.eos)]
         self._sampling = vllm.SamplingParams
@@ -87,7 +89,9 @@ class _Engine:
             )
         except (RuntimeError, ValueError, OSError) as error:
             reason = str(error).strip() or type(error).__name__
-            raise MachineError(f"vLLM cannot load this model: {reason.splitlines()[0][:300]}", where=str(folder)) from error
+            raise MachineError(
+                f"vLLM cannot load this model: {reason.splitlines()[0][:300]}", code="LK0723", where=str(folder)
+            ) from error
 
     def run(self, asked: Mapping[int, tuple[Sequence[int], str]]) -> dict[int, Answer]:
         """Answers by index, to token ids with the key of their answer."""

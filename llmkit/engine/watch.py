@@ -68,7 +68,9 @@ class Watch(TrainerCallback):
             if not math.isfinite(entry.get(name, 0.0)):
                 ids = ", ".join(list(self._ids_at(state.global_step))[:8])
                 what = {"loss": "loss", "grad_norm": "gradient's norm", "eval_loss": "validation loss"}[name]
-                raise FidelityError(f"the {what} is {entry[name]} at step {state.global_step}, of records {ids}", next=REMEDY)
+                raise FidelityError(
+                    f"the {what} is {entry[name]} at step {state.global_step}, of records {ids}", code="LK0405", next=REMEDY
+                )
         if state.is_world_process_zero:
             with self._log.open("a", encoding="utf-8") as stream:
                 stream.write(_line(entry))

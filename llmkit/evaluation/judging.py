@@ -75,16 +75,22 @@ def check(gate: Gate, rows: Sequence[str] | None, *, sensitive: bool, further: S
                 near = get_close_matches(name, known, n=1, cutoff=0.5)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise UsageError(
-                    f"eval.gate.{key} names {name!r}, which is no metric", next=f"{hint}choose from {', '.join(known)}"
+                    f"eval.gate.{key} names {name!r}, which is no metric",
+                    code="LK0706",
+                    next=f"{hint}choose from {', '.join(known)}",
                 )
     named = [*(gate.variants or ()), *([gate.baseline] if gate.baseline and not is_folder(gate.baseline) else [])]
     for name in named:
         if rows is not None and name not in rows:
             also = "; or name the folder of an earlier report" if name == gate.baseline else ""
-            raise UsageError(f"eval.gate names {name!r}, which is not measured", next=f"choose from {', '.join(rows)}{also}")
+            raise UsageError(
+                f"eval.gate names {name!r}, which is not measured", code="LK0706", next=f"choose from {', '.join(rows)}{also}"
+            )
     if rows is not None and not judged(gate, rows):
         raise UsageError(
-            "eval.gate judges nothing: base and the baseline are all there is", next="name rows in eval.gate.variants"
+            "eval.gate judges nothing: base and the baseline are all there is",
+            code="LK0706",
+            next="name rows in eval.gate.variants",
         )
 
 

@@ -246,6 +246,7 @@ class Bench:
         if trained and asked >= trained:
             raise UsageError(
                 f"answers of {asked} tokens leave no room for the question: the whole context is {trained}",
+                code="LK0711",
                 where=str(variant.path),
                 next="lower eval.max_new_tokens",
             )

@@ -45,7 +45,10 @@ def read(path: Path, limit: int | None) -> list[Question]:
             break
     if not found:
         raise DataError(
-            "the test split is empty", where=str(path), next="give clean more dialogues, or data.split a larger test share"
+            "the test split is empty",
+            code="LK0217",
+            where=str(path),
+            next="give clean more dialogues, or data.split a larger test share",
         )
     return found
 

@@ -61,5 +61,6 @@ def check(settings: Review, rows: Sequence[str]) -> None:
             f"eval.review.models names {unknown[0]!r}, which is not measured"
             if unknown
             else "eval.review.models names one model twice",
+            code="LK0720",
             next=f"choose two of {', '.join(rows)}",
         )

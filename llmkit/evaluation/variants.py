@@ -131,7 +131,9 @@ def _exported(inputs: Mapping[str, Artifact], cache: Path) -> Iterator[Gguf]:
 def _content(here: Artifact, names: Sequence[str]) -> str:
     missing = [name for name in names if name not in here.manifest.files]
     if missing:
-        raise DataError("an exported file is gone", where=str(here.path / missing[0]), next="export again, with --force")
+        raise DataError(
+            "an exported file is gone", code="LK0114", where=str(here.path / missing[0]), next="export again, with --force"
+        )
     return artifact.digest("gguf", [here.manifest.files[name]["sha256"] for name in names])
 
 

@@ -70,14 +70,14 @@ def open_file(path: Path) -> GgufFile:
     """
     try:
         if not path.is_file():  # a pipe would block, and may have no end
-            raise DataError("no such GGUF file", where=str(path))
+            raise DataError("no such GGUF file", code="LK0113", where=str(path))
         size = path.stat().st_size
         if size < 24:
-            raise DataError("this is no GGUF file: it is too short", where=str(path))
+            raise DataError("this is no GGUF file: it is too short", code="LK0601", where=str(path))
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), min(size, _MAX_HEADER), access=mmap.ACCESS_READ) as view:
             return _Reader(path, view, size).file()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise DataError(f"cannot read the GGUF file: {error}", where=str(path)) from None
+        raise DataError(f"cannot read the GGUF file: {error}", code="LK0601", where=str(path)) from None
 
 
 def open_split(path: Path) -> tuple[GgufFile, ...]:
@@ -96,6 +96,7 @@ def open_split(path: Path) -> tuple[GgufFile, ...]:
     if named is None or type(count) is not int or count != int(named[3]):
         raise DataError(
             f"this file says that it is one of {reprlib.repr(count)} parts, and its name does not",
+            code="LK0602",
             where=str(path),
             next="name the parts NAME-00001-of-0000N.gguf",
         )
@@ -103,7 +104,7 @@ def open_split(path: Path) -> tuple[GgufFile, ...]:
     missing = [part.name for part in paths if not part.is_file()]
     if missing:
         listed = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise DataError(f"{len(missing)} of {count} parts are missing: {listed}", where=str(path.parent))
+        raise DataError(f"{len(missing)} of {count} parts are missing: {listed}", code="LK0602", where=str(path.parent))
     parts = tuple(given if part == path else open_file(part) for part in paths)
     _check_parts(parts)
     return parts
@@ -114,10 +115,14 @@ def _check_parts(parts: tuple[GgufFile, ...]) -> None:
     for number, part in enumerate(parts):
         stands = tuple(part.metadata.get(f"split.{key}") for key in ("no", "count", "tensors.count"))
         if stands != (number, len(parts), total):
-            raise DataError(f"this is not part {number + 1} of {len(parts)} of the same model", where=str(part.path))
+            raise DataError(
+                f"this is not part {number + 1} of {len(parts)} of the same model", code="LK0602", where=str(part.path)
+            )
     names = [tensor.name for part in parts for tensor in part.tensors]
     if len(set(names)) != len(names) or len(names) != total:
-        raise DataError(f"the parts hold {len(set(names))} tensors, not {reprlib.repr(total)}", where=str(parts[0].path))
+        raise DataError(
+            f"the parts hold {len(set(names))} tensors, not {reprlib.repr(total)}", code="LK0602", where=str(parts[0].path)
+        )
 
 
 class _Reader:
@@ -265,4 +270,4 @@ class _Reader:
 
     def _damage(self, what: str, next: str = "") -> DataError:
         what = what if len(what) <= _MAX_WORDS else f"{what[:_MAX_WORDS]}…"  # names, and with them words, may be megabytes long
-        return DataError(what, where=str(self._path), next=next)
+        return DataError(what, code="LK0601", where=str(self._path), next=next)

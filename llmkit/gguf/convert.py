@@ -158,7 +158,9 @@ def export_types(
         for file in everything:
             file.path.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise MachineError(f"cannot write the GGUF file: {error}", where=str(everything[0].path.parent)) from None
+            raise MachineError(
+                f"cannot write the GGUF file: {error}", code="LK0903", where=str(everything[0].path.parent)
+            ) from None
         raise
     return {kind: _facts(model, file_type(kind), choices[kind], files[kind], warnings) for kind in outs}
 
@@ -201,13 +203,17 @@ def _tensors(architecture: Architecture, config: ModelConfig, weights: Weights, 
     ignored = {tensor.hf for tensor in expected} | {"lm_head.weight"}
     unknown = sorted(name for name in names - ignored if not name.endswith("rotary_emb.inv_freq"))
     if unknown:
-        raise DataError(f"{architecture.name} has no place for these tensors: {', '.join(unknown[:3])}", where=where)
+        raise DataError(
+            f"{architecture.name} has no place for these tensors: {', '.join(unknown[:3])}", code="LK0614", where=where
+        )
     for tensor in expected:
         if not tensor.required and tensor.hf not in names:
             continue
         stored = weights[tensor.hf]
         if stored.shape != tensor.shape:
-            raise DataError(f"tensor {tensor.hf} has shape {stored.shape}, config.json says {tensor.shape}", where=where)
+            raise DataError(
+                f"tensor {tensor.hf} has shape {stored.shape}, config.json says {tensor.shape}", code="LK0614", where=where
+            )
         yield _Tensor(tensor.gguf, stored.shape, tensor.hf, stored, tensor.transform)
     for name, ready in architecture.computed(config).items():
         yield _Tensor(name, tuple(ready.shape), ready=ready)
@@ -272,6 +278,7 @@ def _demand_room(files: Sequence[_File]) -> None:
     if free < needed:
         raise MachineError(
             f"the GGUF files need {needed / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free",
+            code="LK0902",
             where=str(folder),
             next="free some, or export fewer or smaller types",
         )

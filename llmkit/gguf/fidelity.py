@@ -109,7 +109,9 @@ def check_export(
             tokens += _compare_prompt(server, tokenizer, messages, template=template, where=str(gguf_path))
         gap = _compare_next(server, expected, where=str(gguf_path)) if expected else None
         if stop and not server.stops_at(tokenizer.convert_tokens_to_ids(stop)):
-            raise FidelityError(f"llama.cpp does not stop at {stop!r}, which ends an answer in training", where=str(gguf_path))
+            raise FidelityError(
+                f"llama.cpp does not stop at {stop!r}, which ends an answer in training", code="LK0617", where=str(gguf_path)
+            )
         shortest = min(prompts, key=lambda messages: sum(len(message["content"]) for message in messages), default=None)
         answer = server.chat(shortest, max_tokens=_ANSWER_TOKENS) if shortest else None
         return {
@@ -125,7 +127,7 @@ def _tokenizer(model_dir: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"cannot load the tokenizer: {error}", where=str(model_dir)) from None
+        raise DataError(f"cannot load the tokenizer: {error}", code="LK0307", where=str(model_dir)) from None
 
 
 def _prompt(messages: Sequence[Message]) -> list[dict[str, str]]:
@@ -162,7 +164,7 @@ def _compare_prompt(server: LlamaServer, tokenizer: Any, messages: list[dict[str
     try:
         ours = str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True))
     except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
-        raise DataError(f"the chat template refuses a conversation: {error}", where=where) from None
+        raise DataError(f"the chat template refuses a conversation: {error}", code="LK0317", where=where) from None
     theirs = server.render(messages)
     ids = tokenizer(ours, add_special_tokens=False)["input_ids"]
     their_ids = server.tokenize(theirs, add_special=True, parse_special=True)
@@ -188,6 +190,7 @@ def _compare_next(server: LlamaServer, expected: Sequence[Next], *, where: str) 
         raise FidelityError(
             f"llama.cpp says other things next than the same weights in transformers do (KL {mean:.3f} nats, at most "
             f"{NEXT_TOKEN_KL})",
+            code="LK0616",
             where=where,
             next=f"most of all after the token ids {list(worst.ids[-8:])}; please report it",
         )
@@ -210,6 +213,7 @@ def _demand_equal(pair: _Pair, what: str, *, where: str, show: Any) -> None:
     window = slice(max(0, same - 3), same + 5)
     raise FidelityError(
         f"the GGUF file and the model differ in {what}, from position {same} of {pair.text[:60]!r}",
+        code="LK0615",
         where=where,
         next=f"model {show(pair.ours[window])!r} {list(pair.ours[window])}, llama.cpp {show(pair.theirs[window])!r} "
         f"{list(pair.theirs[window])}",

@@ -49,7 +49,7 @@ def encode(metadata: Mapping[str, Any], slots: Sequence[Slot]) -> bytes:
         try:
             parts += [_text(key), *_value(value)]
         except (struct.error, UnicodeEncodeError, OverflowError, TypeError, ValueError) as error:
-            raise DataError(f"GGUF cannot hold {key}: {error}", where=f"{str(value)[:40]!r}") from None
+            raise DataError(f"GGUF cannot hold {key}: {error}", code="LK0604", where=f"{str(value)[:40]!r}") from None
     for slot in slots:
         rank = len(slot.shape)
         parts += [_text(slot.name), struct.pack(f"<I{rank}QIQ", rank, *slot.shape[::-1], slot.type, slot.offset)]

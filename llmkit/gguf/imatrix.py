@@ -66,12 +66,13 @@ class Imatrix:
             if name in shapes and shapes[name][-1] != len(sums):
                 raise DataError(
                     f"this importance matrix is another model's: {name} has {shapes[name][-1]} columns, not {len(sums)}",
+                    code="LK0611",
                     next=_HOW,
                 )
             if name.startswith("blk.") and name not in shapes:
-                raise DataError(f"this importance matrix is another model's: there is no {name} here", next=_HOW)
+                raise DataError(f"this importance matrix is another model's: there is no {name} here", code="LK0611", next=_HOW)
         if not self.names & shapes.keys():
-            raise DataError("this importance matrix covers no tensor of the model", next=_HOW)
+            raise DataError("this importance matrix covers no tensor of the model", code="LK0611", next=_HOW)
 
 
 def measured(tensors: Iterable[Tensor]) -> dict[str, str]:
@@ -100,13 +101,13 @@ def read(path: Path) -> Imatrix:
             raise ValueError("no such file")
         size = path.stat().st_size
         if size > _MAX_BYTES:
-            raise DataError(f"this is no importance matrix: it has {size} bytes", where=str(path), next=_HOW)
+            raise DataError(f"this is no importance matrix: it has {size} bytes", code="LK0611", where=str(path), next=_HOW)
         with path.open("rb") as stream:
             is_gguf = stream.read(4) == b"GGUF"
             stream.seek(0)
             return _read_gguf(stream, path) if is_gguf else _Legacy(stream, path, size).read()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise DataError(f"cannot read the importance matrix: {error}", where=str(path)) from None
+        raise DataError(f"cannot read the importance matrix: {error}", code="LK0113", where=str(path)) from None
 
 
 def write(imatrix: Imatrix, path: Path) -> None:
@@ -117,7 +118,7 @@ def write(imatrix: Imatrix, path: Path) -> None:
         MachineError: the file cannot be written.
     """
     if not imatrix.sums:
-        raise DataError("an importance matrix without entries", where=str(path))
+        raise DataError("an importance matrix without entries", code="LK0611", where=str(path))
     writer = _Writer(None, "")
     writer.add_string("general.type", "imatrix")
     writer.add_array(gguf.Keys.IMatrix.DATASETS, list(imatrix.datasets) or ["unknown"])
@@ -139,7 +140,7 @@ def write(imatrix: Imatrix, path: Path) -> None:
         os.replace(draft, path)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise MachineError(f"cannot write the importance matrix: {error}", where=str(path)) from None
+        raise MachineError(f"cannot write the importance matrix: {error}", code="LK0903", where=str(path)) from None
 
 
 class _Writer(gguf.GGUFWriter):
@@ -153,18 +154,20 @@ def _read_gguf(stream: BinaryIO, path: Path) -> Imatrix:
     file = container.open_file(path)
     metadata, where = file.metadata, str(path)
     if metadata.get("general.type") != "imatrix":
-        raise DataError("this GGUF file is no importance matrix", where=where, next=_HOW)
+        raise DataError("this GGUF file is no importance matrix", code="LK0611", where=where, next=_HOW)
     values: dict[str, Array] = {}
     for tensor in file.tensors:
         if tensor.type is not GGMLQuantizationType.F32:
-            raise DataError(f"{tensor.name} is {tensor.type.name}, not F32", where=where)
+            raise DataError(f"{tensor.name} is {tensor.type.name}, not F32", code="LK0611", where=where)
         stream.seek(tensor.offset)
         values[tensor.name] = np.frombuffer(stream.read(tensor.size), "<f4")
     sums = {name.removesuffix(_SUMS): value for name, value in values.items() if name.endswith(_SUMS)}
     counts = {name.removesuffix(_COUNTS): value for name, value in values.items() if name.endswith(_COUNTS)}
     if not sums or sums.keys() != counts.keys():
         odd = sorted(sums.keys() ^ counts.keys())[:1] or ["it"]
-        raise DataError(f"this importance matrix is damaged: {odd[0]} lacks its sums or its counts", where=where, next=_HOW)
+        raise DataError(
+            f"this importance matrix is damaged: {odd[0]} lacks its sums or its counts", code="LK0611", where=where, next=_HOW
+        )
     for name, value in sums.items():
         _check_sums(value, name, where=where)
     rows = {name: _rows(name, count, where=where) for name, count in counts.items()}
@@ -176,17 +179,20 @@ def _rows(name: str, counts: Array, *, where: str) -> int:
     if len(counts) != 1:
         raise DataError(
             f"{name} has {len(counts)} counts: the importance matrix of a mixture of experts, which no supported model is",
+            code="LK0611",
             where=where,
         )
     count = float(counts[0])
     if not 0 <= count <= _LARGEST_COUNT:  # NaN is neither
-        raise DataError(f"this importance matrix is damaged: {name} has the count {count}", where=where, next=_HOW)
+        raise DataError(
+            f"this importance matrix is damaged: {name} has the count {count}", code="LK0611", where=where, next=_HOW
+        )
     return int(count + 0.5)  # as C's lround
 
 
 def _check_sums(sums: Array, name: str, *, where: str) -> None:
     if not (sums.ndim == 1 and len(sums) and bool(np.isfinite(sums).all()) and float(sums.min()) >= 0):
-        raise DataError(f"the importance of {name} is not finite or below zero", where=where, next=_HOW)
+        raise DataError(f"the importance of {name} is not finite or below zero", code="LK0611", where=where, next=_HOW)
 
 
 def _number(metadata: Mapping[str, Any], key: str) -> int:
@@ -242,4 +248,4 @@ class _Legacy:
         return self._stream.read(length)
 
     def _damage(self, what: str) -> DataError:
-        return DataError(f"this is no importance matrix, or a damaged one: {what}", where=self._where, next=_HOW)
+        return DataError(f"this is no importance matrix, or a damaged one: {what}", code="LK0611", where=self._where, next=_HOW)

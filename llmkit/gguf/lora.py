@@ -163,19 +163,24 @@ def _settings(folder: Path) -> _Settings:
     path = folder / CONFIG
     if not path.is_file():
         if (folder / "config.json").is_file():
-            raise UsageError("this is a whole model, not an adapter", where=str(folder), next="export it as a model")
-        raise DataError(f"no {CONFIG} here", where=str(folder), next="name the folder of a LoRA adapter")
+            raise UsageError(
+                "this is a whole model, not an adapter", code="LK0618", where=str(folder), next="export it as a model"
+            )
+        raise DataError(f"no {CONFIG} here", code="LK0310", where=str(folder), next="name the folder of a LoRA adapter")
     if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise DataError(f"{CONFIG} is over {_MAX_CONFIG_BYTES} bytes", where=str(folder))
+        raise DataError(f"{CONFIG} is over {_MAX_CONFIG_BYTES} bytes", code="LK0312", where=str(folder))
     try:
         settings = _Settings.model_validate({key: value for key, value in read_json(path).items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         key = _shown(".".join(str(part) for part in first["loc"]))
-        raise DataError(f"{CONFIG}: {key}: {first['msg']}", where=str(folder)) from None
+        raise DataError(f"{CONFIG}: {key}: {first['msg']}", code="LK0312", where=str(folder)) from None
     if settings.peft_type != "LORA":
         raise UsageError(
-            f"this is a {_shown(settings.peft_type)} adapter; GGUF knows LoRA only", where=str(folder), next=_MERGE
+            f"this is a {_shown(settings.peft_type)} adapter; GGUF knows LoRA only",
+            code="LK0618",
+            where=str(folder),
+            next=_MERGE,
         )
     _refuse_more(settings, where=str(folder))
     return settings
@@ -185,6 +190,7 @@ def _refuse_more(settings: _Settings, *, where: str) -> None:
     if settings.init_lora_weights not in _INITS:
         raise UsageError(
             f"its initialisation {_shown(str(settings.init_lora_weights))} changed the base it is a difference to",
+            code="LK0618",
             where=where,
             next="save it as a plain LoRA (peft: path_initial_model_for_weight_conversion)",
         )
@@ -207,7 +213,7 @@ def _layers(folder: Path, architecture: Architecture, config: ModelConfig, setti
             raise _beyond(f"a LoRA on {module}, which this base ties to another (llama.cpp has one tensor)", where=str(folder))
         if tensor is None or len(tensor.shape) != 2:
             what = f"the base has no linear layer {_shown(module)}"
-            raise DataError(what, where=str(folder), next="name the base it was trained on")
+            raise DataError(what, code="LK0311", where=str(folder), next="name the base it was trained on")
         found[tensor.hf] = _layer(module, tensor, parts, settings, where=str(folder))
     return [found[name] for name in known if name in found]
 
@@ -216,7 +222,9 @@ def _layer(module: str, tensor: Tensor, parts: Mapping[str, Stored], settings: _
     embeds = module == _EMBEDDER
     wanted = _EMBEDDING if embeds else _LINEAR
     if parts.keys() != set(wanted):
-        raise DataError(f"the adapter has {' and '.join(sorted(parts))} of {module}, not {' and '.join(wanted)}", where=where)
+        raise DataError(
+            f"the adapter has {' and '.join(sorted(parts))} of {module}, not {' and '.join(wanted)}", code="LK0312", where=where
+        )
     if tensor.transform is not None and not tensor.transform.moves:
         raise _beyond(f"a LoRA on {module}, whose weights change their values in GGUF", where=where)
     down, up = (parts[part] for part in wanted)
@@ -225,11 +233,12 @@ def _layer(module: str, tensor: Tensor, parts: Mapping[str, Stored], settings: _
     if not rank or down.shape != (rank, inside) or up.shape != (outside, rank):
         raise DataError(
             f"the factors of {module} are {list(down.shape)} and {list(up.shape)}, the layer is {list(tensor.shape)}",
+            code="LK0311",
             where=where,
             next="name the base it was trained on",
         )
     if rank not in (settings.r, *settings.rank_pattern.values()):
-        raise DataError(f"{module} has rank {rank}, {CONFIG} says {settings.r}", where=where)
+        raise DataError(f"{module} has rank {rank}, {CONFIG} says {settings.r}", code="LK0312", where=where)
     alpha = _alpha(module, settings, where=where)
     return _Layer(tensor, down, up, alpha * math.sqrt(rank) if settings.use_rslora else alpha, embeds)
 
@@ -239,11 +248,13 @@ def _alpha(module: str, settings: _Settings, *, where: str) -> float:
     for pattern, alpha in settings.alpha_pattern.items():
         # Someone else's expression could match for ever: no groups, no alternatives, few wildcards.
         if len(pattern) > _MAX_PATTERN or not re.fullmatch(r"[\w.^$\\*-]*", pattern) or pattern.count("*") > _MAX_WILDCARDS:
-            raise UsageError(f"cannot follow the alpha_pattern {_shown(pattern)}", where=where, next=_MERGE)
+            raise UsageError(f"cannot follow the alpha_pattern {_shown(pattern)}", code="LK0618", where=where, next=_MERGE)
         try:
             matches = re.match(rf"(.*\.)?({pattern})$", module)
         except re.error as error:
-            raise DataError(f"the alpha_pattern {_shown(pattern)} is no expression: {error}", where=where) from None
+            raise DataError(
+                f"the alpha_pattern {_shown(pattern)} is no expression: {error}", code="LK0312", where=where
+            ) from None
         if matches:
             return alpha
     return settings.lora_alpha
@@ -253,7 +264,10 @@ def _factors(folder: Path) -> dict[str, dict[str, Stored]]:
     """Module → part → where it lies."""
     if (folder / _PICKLED).exists() and not (folder / WEIGHTS).exists():
         raise DataError(
-            f"{_PICKLED} is never read: unpickling runs code", where=str(folder), next=f"save it as {WEIGHTS} with peft"
+            f"{_PICKLED} is never read: unpickling runs code",
+            code="LK0320",
+            where=str(folder),
+            next=f"save it as {WEIGHTS} with peft",
         )
     found: dict[str, dict[str, Stored]] = {}
     for key, stored in header(folder / WEIGHTS).items():
@@ -264,13 +278,15 @@ def _factors(folder: Path) -> dict[str, dict[str, Stored]]:
         if match is None:
             raise _beyond(f"{_shown(key)}, which is no factor of a LoRA", where=str(folder))
         if stored.dtype not in FLOATS:
-            raise DataError(f"{_shown(key)} holds {stored.dtype}, not {', '.join(FLOATS)}", where=str(folder))
+            raise DataError(f"{_shown(key)} holds {stored.dtype}, not {', '.join(FLOATS)}", code="LK0312", where=str(folder))
         parts = found.setdefault(match["module"], {})
         if match["part"] in parts:
-            raise DataError(f"the adapter has lora_{match['part']} of {_shown(match['module'])} twice", where=str(folder))
+            raise DataError(
+                f"the adapter has lora_{match['part']} of {_shown(match['module'])} twice", code="LK0312", where=str(folder)
+            )
         parts[match["part"]] = stored
     if not found:
-        raise DataError("this adapter holds no LoRA weights", where=str(folder))
+        raise DataError("this adapter holds no LoRA weights", code="LK0310", where=str(folder))
     return found
 
 
@@ -278,10 +294,10 @@ def _file_alpha(layers: Sequence[_Layer], *, where: str) -> float:
     """The alpha that fits most layers as they are. Zero would mean "unscaled" to llama.cpp."""
     wanted = Counter(layer.alpha for layer in layers if layer.alpha)
     if not wanted:
-        raise UsageError("this adapter's lora_alpha is 0: it changes nothing", where=where)
+        raise UsageError("this adapter's lora_alpha is 0: it changes nothing", code="LK0618", where=where)
     alpha = float(np.float32(wanted.most_common(1)[0][0]))
     if not alpha or not math.isfinite(alpha):
-        raise DataError(f"this adapter's lora_alpha is {wanted.most_common(1)[0][0]}", where=where)
+        raise DataError(f"this adapter's lora_alpha is {wanted.most_common(1)[0][0]}", code="LK0618", where=where)
     return alpha
 
 
@@ -301,7 +317,10 @@ def _write(
             free = shutil.disk_usage(out.parent).free
             if needed > free:
                 raise MachineError(
-                    f"the adapter needs {needed} bytes of disk; {free} are free", where=str(out), next="free some"
+                    f"the adapter needs {needed} bytes of disk; {free} are free",
+                    code="LK0902",
+                    where=str(out),
+                    next="free some",
                 )
             writer.write_header_to_file(draft)
             writer.write_kv_data_to_file()
@@ -313,7 +332,7 @@ def _write(
             writer.close()
         os.replace(draft, out)
     except OSError as error:
-        raise MachineError(f"cannot write the adapter: {error}", where=str(out)) from None
+        raise MachineError(f"cannot write the adapter: {error}", code="LK0903", where=str(out)) from None
     finally:
         draft.unlink(missing_ok=True)
 
@@ -334,17 +353,23 @@ def _encode(values: Array, name: str, type: AdapterType, *, where: str) -> Array
     largest = max(float(values.max()), -float(values.min()))  # NaN in, NaN out
     if not math.isfinite(largest):
         raise DataError(
-            f"the adapter's share of {name} is not finite", where=where, next="train it again with a lower finetune.lr"
+            f"the adapter's share of {name} is not finite",
+            code="LK0319",
+            where=where,
+            next="train it again with a lower finetune.lr",
         )
     if type == "f16" and largest > writing.LARGEST_F16:
         raise UsageError(
-            f"the adapter's share of {name} holds {largest:.3g}, too large for f16", where=where, next="export f32"
+            f"the adapter's share of {name} holds {largest:.3g}, too large for f16",
+            code="LK0613",
+            where=where,
+            next="export f32",
         )
     return values.astype(_DTYPES[type])
 
 
 def _beyond(what: str, *, where: str) -> UsageError:
-    return UsageError(f"a GGUF adapter cannot hold {what}", where=where, next=_MERGE)
+    return UsageError(f"a GGUF adapter cannot hold {what}", code="LK0618", where=where, next=_MERGE)
 
 
 def _shown(name: str) -> str:

@@ -155,5 +155,5 @@ def _printable(text: str) -> str:
 
 def _beside(name: str) -> str:
     if not name or PurePath(name).name != name or not name.isprintable() or '"' in name:
-        raise UsageError(f"a Modelfile cannot name {name!r}", next="name a file beside it, without quotes")
+        raise UsageError(f"a Modelfile cannot name {name!r}", code="LK0625", next="name a file beside it, without quotes")
     return f'"./{name}"' if " " in name else f"./{name}"

@@ -159,7 +159,9 @@ def find(tokenizer: Mapping[str, Any], path: Path, *, pre: str | None = None) ->
     """
     if pre is not None:
         if pre not in NAMES:
-            raise UsageError(f"llama.cpp knows no pre-tokenizer {pre!r}", next=f"known: {', '.join(sorted(NAMES))}")
+            raise UsageError(
+                f"llama.cpp knows no pre-tokenizer {pre!r}", code="LK0606", next=f"known: {', '.join(sorted(NAMES))}"
+            )
         return pre
     steps = [_plain(part) for part in parts(tokenizer["pre_tokenizer"])]
     ignore_merges = bool(tokenizer["model"].get("ignore_merges"))
@@ -170,6 +172,7 @@ def find(tokenizer: Mapping[str, Any], path: Path, *, pre: str | None = None) ->
     if found is None:
         raise UsageError(
             "this tokenizer splits text in a way that llmkit does not know in llama.cpp",
+            code="LK0606",
             where=str(path),
             next=f"name llama.cpp's pre-tokenizer with `pre` ({', '.join(name for name, _, _ in STRUCTURES)}, …) "
             f"if you know it; found {orjson.dumps(steps).decode()[:200]}",
@@ -191,7 +194,7 @@ def _by_hash(path: Path) -> str | None:
     try:
         ids = tokenizers.Tokenizer.from_file(str(path)).encode(_TEXT).ids
     except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
-        raise DataError(f"tokenizer.json is damaged: {error}", where=str(path)) from None
+        raise DataError(f"tokenizer.json is damaged: {error}", code="LK0607", where=str(path)) from None
     digest = sha256(str(ids).encode()).hexdigest()[:16]
     return next((name for name, hashes in _HASHES.items() if digest in hashes.split()), None)
 

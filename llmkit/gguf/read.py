@@ -64,7 +64,7 @@ class GgufModel:
             yield np.ascontiguousarray(weight.transform.backward(whole, self.own))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             what = f"tensor {weight.info.name} does not fit the file's metadata: {error}"
-            raise DataError(what, where=str(weight.file)) from None
+            raise DataError(what, code="LK0601", where=str(weight.file)) from None
 
 
 def metadata(path: Path) -> dict[str, Any]:
@@ -86,7 +86,9 @@ def open_model(path: Path) -> GgufModel:
     parts = open_split(path)
     metadata, where = parts[0].metadata, str(path)
     if metadata.get("general.type", "model") != "model":
-        raise DataError(f"this GGUF file holds no model but {reprlib.repr(metadata['general.type'])}", where=where)
+        raise DataError(
+            f"this GGUF file holds no model but {reprlib.repr(metadata['general.type'])}", code="LK0601", where=where
+        )
     architecture = architectures.by_name(str(metadata.get("general.architecture"))[:_MAX_NAME], where=where)
     prefix = f"{architecture.name}."
     own = {
@@ -100,15 +102,17 @@ def open_model(path: Path) -> GgufModel:
         for info in part.tensors:
             if info.name in architectures.COMPUTED:
                 if prod(info.shape) > _MOST_FREQUENCIES:
-                    raise DataError(f"tensor {info.name} has the impossible shape {list(info.shape)}", where=where)
+                    raise DataError(
+                        f"tensor {info.name} has the impossible shape {list(info.shape)}", code="LK0601", where=where
+                    )
                 rotary[info.name] = np.concatenate(list(_decode(part.path, info)))
                 continue
             found = architecture.hf_name(info.name)
             if found is None:
-                raise DataError(f"tensor {info.name} has no place in {architecture.name}", where=where)
+                raise DataError(f"tensor {info.name} has no place in {architecture.name}", code="LK0601", where=where)
             weights.append(Weight(found[0], info, part.path, found[1]))
     if "model.embed_tokens.weight" not in {weight.name for weight in weights}:
-        raise DataError("the file has no token embedding", where=where)
+        raise DataError("the file has no token embedding", code="LK0601", where=where)
     return GgufModel(path, metadata, architecture, own, tuple(weights), rotary)
 
 
@@ -148,7 +152,9 @@ def _decode(path: Path, info: TensorInfo) -> Iterator[Array]:
             raw = np.fromfile(path, np.uint8, count * bytes_per_row, offset=info.offset + start * bytes_per_row)
             yield _floats(raw, info.type, shape)
         except (OSError, ValueError, NotImplementedError) as error:
-            raise DataError(f"cannot decode tensor {info.name} ({info.type.name}): {error}", where=str(path)) from None
+            raise DataError(
+                f"cannot decode tensor {info.name} ({info.type.name}): {error}", code="LK0601", where=str(path)
+            ) from None
 
 
 def _floats(raw: Array, kind: GGMLQuantizationType, shape: tuple[int, ...]) -> Array:

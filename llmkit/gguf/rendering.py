@@ -67,7 +67,7 @@ def render(template: str, conversations: Sequence[Conversation], tokens: Mapping
     except subprocess.TimeoutExpired:
         return [Rendering(error=f"it takes longer than {_PATIENCE_SECONDS} s")] * len(conversations)
     except OSError as error:
-        raise MachineError(f"cannot start a process to render the chat template in: {error}") from None
+        raise MachineError(f"cannot start a process to render the chat template in: {error}", code="LK0905") from None
     if done.returncode:
         return [Rendering(error="it needs too much time or memory")] * len(conversations)
     return [Rendering(**one) for one in json.loads(done.stdout)]

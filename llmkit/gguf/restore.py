@@ -59,12 +59,14 @@ def restore(path: Path, out: Path, *, dtype: Literal["exact", "bf16"] = "exact")
     needed = sum(item.bytes for item in planned) + _BESIDE
     free = shutil.disk_usage(out).free
     if free < needed:
-        raise MachineError(f"the model needs {needed / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free", where=str(out))
+        raise MachineError(
+            f"the model needs {needed / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free", code="LK0902", where=str(out)
+        )
     try:
         _write_weights(out / "model.safetensors", model, planned)
         _write_beside(out, {**config, **tokenizer.ids, "dtype": _dtype(planned)}, tokenizer)
     except OSError as error:
-        raise MachineError(f"cannot write the model: {error}", where=str(out)) from None
+        raise MachineError(f"cannot write the model: {error}", code="LK0903", where=str(out)) from None
     return {
         "architecture": model.architecture.name,
         "parameters": sum(prod(item.weight.shape) for item in planned),
@@ -80,13 +82,13 @@ def _plan(model: GgufModel, config: Mapping[str, Any], *, dtype: str) -> list[_P
     found = {weight.name: weight for weight in model.weights}
     missing = [tensor.gguf for name, tensor in expected.items() if tensor.required and name not in found]
     if missing:
-        raise DataError(f"the file lacks {len(missing)} tensors, {missing[0]} for one", where=where)
+        raise DataError(f"the file lacks {len(missing)} tensors, {missing[0]} for one", code="LK0623", where=where)
     for name, weight in found.items():
         if name not in expected:
-            raise DataError(f"tensor {weight.info.name} has no place in {model.architecture.name}", where=where)
+            raise DataError(f"tensor {weight.info.name} has no place in {model.architecture.name}", code="LK0623", where=where)
         if weight.shape != expected[name].shape:
             what = f"tensor {weight.info.name} has shape {list(weight.shape)}, the metadata say {list(expected[name].shape)}"
-            raise DataError(what, where=where)
+            raise DataError(what, code="LK0623", where=where)
     return [_Planned(weight, "BF16" if dtype == "bf16" else _exact(weight)) for weight in model.weights]
 
 
@@ -122,7 +124,7 @@ def _write_tensor(stream: BinaryIO, model: GgufModel, item: _Planned) -> None:
     for piece in model.chunks(item.weight):
         if not np.isfinite(piece).all():
             name = item.weight.info.name
-            raise DataError(f"tensor {name} holds values that are not finite", where=str(item.weight.file))
+            raise DataError(f"tensor {name} holds values that are not finite", code="LK0319", where=str(item.weight.file))
         stream.write(_stored(piece, item.stored).data)
 
 

@@ -53,14 +53,14 @@ def config(model: GgufModel) -> Config:
     """
     where = str(model.path)
     if model.architecture.name not in _MODEL_TYPES:
-        raise UsageError(f"cannot make a model folder of architecture {model.architecture.name}", where=where)
+        raise UsageError(f"cannot make a model folder of architecture {model.architecture.name}", code="LK0623", where=where)
     strange = [key for key in _FOREIGN_KEYS if model.own.get(key)]
     if strange:
-        raise UsageError(f"cannot make a model folder of this file: {strange[0]} is set", where=where)
+        raise UsageError(f"cannot make a model folder of this file: {strange[0]} is set", code="LK0623", where=where)
     try:
         made = {**_common(model), **_FAMILIES[model.architecture.name](model)}
     except (TypeError, ValueError, ZeroDivisionError, OverflowError, KeyError) as error:
-        raise DataError(f"the file's metadata cannot be used: {error!r}", where=where) from None
+        raise DataError(f"the file's metadata cannot be used: {error!r}", code="LK0623", where=where) from None
     _check(made, model)
     return made
 
@@ -194,7 +194,11 @@ def _rope(model: GgufModel) -> Config:
     if kind == "none" or factor == 1.0:
         return {"rope_type": "default", "rope_theta": base}
     if kind != "linear":
-        raise UsageError(f"cannot make a model folder of this file: rotary scaling {reprlib.repr(kind)}", where=str(model.path))
+        raise UsageError(
+            f"cannot make a model folder of this file: rotary scaling {reprlib.repr(kind)}",
+            code="LK0623",
+            where=str(model.path),
+        )
     return {"rope_type": "linear", "rope_theta": base, "factor": _decimal(factor)}
 
 
@@ -234,19 +238,27 @@ def _check(made: Config, model: GgufModel) -> None:
         parsed = ModelConfig.model_validate(made)
         again, computed = model.architecture.metadata(parsed), model.architecture.computed(parsed)
     except UsageError as error:
-        raise UsageError(f"cannot make a model folder of this file: {error.what}", where=where, next=error.next) from None
+        raise UsageError(
+            f"cannot make a model folder of this file: {error.what}", code="LK0623", where=where, next=error.next
+        ) from None
     except ValueError as error:
-        raise DataError(f"the file's metadata cannot be used: {str(error).splitlines()[0]}", where=where) from None
+        raise DataError(
+            f"the file's metadata cannot be used: {str(error).splitlines()[0]}", code="LK0623", where=where
+        ) from None
     for key, value in again.items():
         if key in model.own and not _alike(model.own[key], value):
             raise DataError(
-                f"the file says {key} = {reprlib.repr(model.own[key])}, its tensors and other keys {value!r}", where=where
+                f"the file says {key} = {reprlib.repr(model.own[key])}, its tensors and other keys {value!r}",
+                code="LK0623",
+                where=where,
             )
     if computed.keys() != model.rotary.keys():
-        raise DataError(f"the file's rotary tensors are {sorted(model.rotary)}, not {sorted(computed)}", where=where)
+        raise DataError(
+            f"the file's rotary tensors are {sorted(model.rotary)}, not {sorted(computed)}", code="LK0623", where=where
+        )
     for name, values in computed.items():
         if values.shape != model.rotary[name].shape or not np.allclose(values, model.rotary[name], rtol=1e-4, atol=0):
-            raise UsageError(f"{name} follows no scaling that transformers has", where=where)
+            raise UsageError(f"{name} follows no scaling that transformers has", code="LK0623", where=where)
 
 
 def _alike(found: architectures.Value, made: architectures.Value) -> bool:

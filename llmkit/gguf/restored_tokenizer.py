@@ -74,7 +74,7 @@ def restore(metadata: Mapping[str, Any], *, rows: int, context: int, where: str)
     family = str(metadata.get("general.architecture"))
     if _SPLIT_BY_CLASS.get(family, name) != name:
         what = f"transformers cannot split text as this {family} file says ({name or 'SentencePiece'})"
-        raise UsageError(what, where=where, next="name the original model as the base")
+        raise UsageError(what, code="LK0623", where=where, next="name the original model as the base")
     if found.model == "llama":
         body, adds_bos = _sentencepiece(found, where=where), True
     else:
@@ -110,21 +110,24 @@ def _vocabulary(metadata: Mapping[str, Any], *, rows: int, where: str) -> _Vocab
     keys = {key.removeprefix(_KEY): value for key, value in metadata.items() if key.startswith(_KEY)}
     model, texts = keys.get("model"), keys.get("tokens")
     if model is None or not texts:
-        raise DataError("the GGUF file has no tokenizer", where=where, next="name the original model, or a file that has one")
+        raise DataError(
+            "the GGUF file has no tokenizer", code="LK0623", where=where, next="name the original model, or a file that has one"
+        )
     if model not in ("llama", "gpt2"):
         raise UsageError(
             f"cannot make a tokenizer of kind {reprlib.repr(model)} out of a GGUF file",
+            code="LK0623",
             where=where,
             next="supported: llama (SentencePiece BPE) and gpt2 (byte-level BPE)",
         )
     types = keys.get("token_type", [int(TokenType.NORMAL)] * rows)
     if not _all(texts, str) or not _all(types, int) or not len(texts) == len(types) == rows:
-        raise DataError(f"the tokenizer does not fit the embedding's {rows} rows", where=where)
+        raise DataError(f"the tokenizer does not fit the embedding's {rows} rows", code="LK0623", where=where)
     named = [text or f"[EMPTY_{index}]" for index, text in enumerate(texts)]  # as llama.cpp does
     while named and types[len(named) - 1] == TokenType.UNUSED and _PADDING.fullmatch(named[-1]):
         named.pop()
     if not named or len(set(named)) != len(named):
-        raise DataError("two tokens of the tokenizer have one text", where=where)
+        raise DataError("two tokens of the tokenizer have one text", code="LK0623", where=where)
     return _Vocabulary(model, named, types[: len(named)], _special(keys, model, len(named)), keys)
 
 
@@ -142,7 +145,7 @@ def _sentencepiece(found: _Vocabulary, *, where: str) -> dict[str, Any]:
     """llama.cpp joins the neighbours whose joint token scores highest; merges in the order of scores do the same."""
     scores = found.keys.get("scores")
     if not _all(scores, float) or not scores or len(scores) < len(found.texts):
-        raise DataError("the tokenizer has no score for each token", where=where)
+        raise DataError("the tokenizer has no score for each token", code="LK0623", where=where)
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     back = [{"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
     normalizer: dict[str, Any] = spaces
@@ -177,7 +180,7 @@ def _merges_by_score(found: _Vocabulary, scores: Sequence[float], *, where: str)
     for _, index in sorted(made):
         text = found.texts[index]
         if len(text) > _LONGEST_PIECE:
-            raise DataError(f"token {index} is {len(text)} characters long", where=where)
+            raise DataError(f"token {index} is {len(text)} characters long", code="LK0623", where=where)
         for cut in range(len(text) - 1, 0, -1):
             left = text[:cut]
             if left in pieces and text[cut:] in pieces:
@@ -192,6 +195,7 @@ def _pre_tokenizer(keys: Mapping[str, Any], *, where: str) -> str:
     if name not in known:
         raise UsageError(
             f"this file's tokenizer splits text by {reprlib.repr(name)}, which llmkit cannot write as tokenizer.json",
+            code="LK0623",
             where=where,
             next=f"name the original model as the base; known: {', '.join(known)}",
         )
@@ -202,7 +206,7 @@ def _byte_level(found: _Vocabulary, name: str, *, where: str) -> dict[str, Any]:
     steps, ignore_merges = next((steps, ignore) for entry, steps, ignore in pre_tokenizers.STRUCTURES if entry == name)
     listed = found.keys.get("merges")
     if not _all(listed, str) or listed is None:
-        raise DataError("the tokenizer has no merges", where=where)
+        raise DataError("the tokenizer has no merges", code="LK0623", where=where)
     known = set(found.texts)
     merges: list[tuple[str, str]] = []
     for merge in listed:

@@ -29,12 +29,14 @@ from llmkit import asking, progress
 from llmkit.answers import Answer, Decoding, Store
 from llmkit.errors import DataError, MachineError, UsageError
 from llmkit.gguf import container
+from llmkit.gguf.event_stream import BrokenError, EventStream, RefusedError
 
 Message = Mapping[str, str]
 _LOAD_SECONDS = 300.0
 _CALL_SECONDS = 60.0
 _TOKEN_SECONDS = 2.0  # per token of prompt and answer: far slower than any machine that can hold the model
 _LOG_LINES = 8
+_LOG_BYTES = 1 << 16
 _SLOTS = 4
 # Plain greedy or random choice among what temperature, then top-p leave, as Hugging Face and vLLM order them; nothing else.
 _CHOICE = {"samplers": ["temperature", "top_p"], "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
@@ -55,7 +57,8 @@ class LlamaServer:
     `context` is the number of tokens of prompt and answer each of the `slots` can hold. Answers do not depend on order: no
     prompt is cached. Several slots compute tokens together, which rounds in other ways: see `slots_for`.
     llama.cpp's attention rounds to fp16, which moves log-probabilities by about 5e-3; `exact_attention` has it compute in
-    fp32. `adapter`: a GGUF LoRA to lay over the model.
+    fp32. `adapter`: a GGUF LoRA to lay over the model. `reuse`: keep what was computed of a prompt for those that begin alike;
+    a request still says whether it wants it, for the last bits of its logits then follow from what was asked before.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class LlamaServer:
         slots: int = 1,
         exact_attention: bool = False,
         adapter: Path | None = None,
+        reuse: bool = False,
     ) -> None:
         self._path = path
         self._adapter = adapter
@@ -80,6 +84,7 @@ class LlamaServer:
             "slots": slots,
             "exact_attention": exact_attention,
             "adapter": str(adapter) if adapter else None,
+            "reuse": reuse,
             "key": self._key,
         }
         self._lines: queue.Queue[str] = queue.Queue()
@@ -90,7 +95,7 @@ class LlamaServer:
         """Raises DataError where a file is missing and MachineError where llama.cpp does not load it."""
         for path in filter(None, (self._path, self._adapter)):
             if not path.is_file():
-                raise DataError("no such GGUF file", where=str(path))
+                raise DataError("no such GGUF file", code="LK0113", where=str(path))
         self._log = tempfile.TemporaryFile()
         self._child = subprocess.Popen(
             [sys.executable, "-m", "llmkit.gguf.runtime_worker"],
@@ -129,7 +134,9 @@ class LlamaServer:
         status, answer = self._request("/apply-template", {"messages": [dict(message) for message in messages]})
         if status != http.client.OK:
             raise DataError(
-                f"the chat template refuses these messages: {_message(answer).splitlines()[-1]}", where=str(self._path)
+                f"the chat template refuses these messages: {_message(answer).splitlines()[-1]}",
+                code="LK0317",
+                where=str(self._path),
             )
         return str(answer["prompt"])
 
@@ -158,7 +165,7 @@ class LlamaServer:
             MachineError: llama.cpp failed, or gave no answer in time.
         """
         if decoding.beams > 1:
-            raise UsageError("llama.cpp does no beam search", where=str(self._path), next="set beams to 1")
+            raise UsageError("llama.cpp does no beam search", code="LK0712", where=str(self._path), next="set beams to 1")
 
         def ask(messages: Sequence[Message], key: str) -> Answer:
             return self._answer(messages, decoding, seed=asking.seed_of(key, seed=decoding.seed))
@@ -167,14 +174,8 @@ class LlamaServer:
 
     def _answer(self, messages: Sequence[Message], decoding: Decoding, *, seed: int) -> Answer:
         prompt = self.render(messages)
-        body = {
-            **_CHOICE,
-            "n_predict": decoding.max_new_tokens,
-            "temperature": decoding.temperature,
-            "top_p": decoding.top_p,
-            "seed": seed,
-            "n_probs": 1,
-        }
+        choice = sampling(temperature=decoding.temperature, top_p=decoding.top_p, seed=seed)
+        body = {**choice, "n_predict": decoding.max_new_tokens, "n_probs": 1}
         try:
             found = self._complete(prompt, body, decoding.max_new_tokens)
         except DataError as error:
@@ -202,6 +203,25 @@ class LlamaServer:
         body = {"max_tokens": max_tokens, "temperature": temperature, "seed": 0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
         answer = self._complete(prompt, {**body, "n_predict": max_tokens, "return_tokens": True}, max_tokens)
         return Generation(str(answer["content"]), [int(token) for token in answer["tokens"]], answer["stop_type"] == "eos")
+
+    def stream(self, prompt: str, body: Mapping[str, Any], *, reuse: bool = False) -> EventStream:
+        """What follows `prompt`, to which the file's BOS is added, event by event, while it is being made.
+
+        Events hold `content` (whole characters; an answer cut inside one ends on U+FFFD), `tokens_predicted` so far, and in
+        the last one `stop_type`; those with `prompt_progress` tell of the prompt. `body`: see `sampling`, and `n_predict`, -1
+        for as long as the context allows. The event stream's own errors are for `stream_error`.
+        """
+        whole = {**body, "prompt": prompt, "stream": True, "return_progress": True, "cache_prompt": reuse}
+        return EventStream(self._address, "/completion", whole, self._headers)
+
+    def stream_error(self, error: RefusedError | BrokenError) -> DataError | MachineError:
+        """What ended a stream, as the user should read it. A broken one ends the child: nobody else may wait for it."""
+        if isinstance(error, RefusedError) and error.status < http.client.INTERNAL_SERVER_ERROR:
+            return DataError(f"llama.cpp refuses the request: {_message(error.answer)}", code="LK0622", where=str(self._path))
+        if isinstance(error, RefusedError):
+            return self._failure(f"llama.cpp failed: {_message(error.answer)}")
+        self._kill()
+        return self._failure("llama.cpp ended unexpectedly")
 
     def next_log_probabilities(self, prompt: str | Sequence[int], *, top: int) -> dict[int, float]:
         """The natural log-probabilities of the `top` likeliest next tokens, before any sampling."""
@@ -233,11 +253,11 @@ class LlamaServer:
         if status == http.client.OK:
             return answer
         if status < http.client.INTERNAL_SERVER_ERROR:
-            raise DataError(f"llama.cpp refuses the request: {_message(answer)}", where=str(self._path))
+            raise DataError(f"llama.cpp refuses the request: {_message(answer)}", code="LK0622", where=str(self._path))
         raise self._failure(f"llama.cpp failed: {_message(answer)}")
 
     def _request(self, path: str, body: dict[str, Any], *, seconds: float = _CALL_SECONDS) -> tuple[int, dict[str, Any]]:
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
+        headers = {"Content-Type": "application/json", **self._headers}
         connection = http.client.HTTPConnection(*self._address, timeout=seconds)
         started = time.monotonic()
         try:
@@ -252,6 +272,10 @@ class LlamaServer:
             raise self._failure(f"llama.cpp {what}") from None
         finally:
             connection.close()
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._key}"}
 
     def _ask(self, line: str, *, seconds: float) -> dict[str, Any]:
         assert self._child is not None
@@ -273,10 +297,12 @@ class LlamaServer:
         self._lines.put("")
 
     def _failure(self, what: str) -> MachineError:
-        self._log.seek(0)
-        lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        lines = []
+        with contextlib.suppress(ValueError, OSError):  # closed: the server was ended under a request
+            self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - _LOG_BYTES))
+            lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
         tail = "\n".join(lines[-_LOG_LINES:])
-        return MachineError(what, where=str(self._path), next=f"the end of its log:\n{tail}" if tail else "")
+        return MachineError(what, code="LK0621", where=str(self._path), next=f"the end of its log:\n{tail}" if tail else "")
 
     def _kill(self) -> None:
         if self._child is not None:
@@ -297,6 +323,11 @@ class LlamaServer:
             self._kill()
         self._log.close()
         self._child = None
+
+
+def sampling(*, temperature: float, top_p: float, seed: int | None) -> dict[str, Any]:
+    """How a request says that tokens are to be chosen; `seed` None: another each time."""
+    return {**_CHOICE, "temperature": temperature, "top_p": top_p, "seed": -1 if seed is None else seed}
 
 
 def room(prompt: Sequence[Message], max_tokens: int) -> int:

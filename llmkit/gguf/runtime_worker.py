@@ -6,13 +6,22 @@ the end of stdin ends the process, so it never outlives its parent.
 
 import json
 import os
+import signal
 import sys
 from typing import Any
 
 from llmkit import memory
+from llmkit.gguf import event_stream
+
+_CHECKPOINTS = 4
+_WARNINGS = 2
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes, and may only stop an answer
+    # A Ctrl-C in the terminal and a service manager's SIGTERM reach the whole group; the parent decides when this ends.
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
     # llama.cpp may print to fd 1: keep that for ourselves and give it stderr.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -38,12 +47,19 @@ def _serve(settings: dict[str, Any]) -> Any:
     params.offline = True
     params.ui = False
     params.warmup = False
+    # A stream takes a thread of its own for as long as it lasts; its slots' streams must not keep out a short question.
+    params.n_threads_http = settings["slots"] + 4
+    params.sse_ping_interval = event_stream.PING_SECONDS
     params.fit_params = False  # take the context asked for, or fail
     params.ctx_shift = False
     # A prompt found in a cache is computed in other batches, which may change the last bits of its logits.
-    params.cache_prompt = False
+    params.cache_prompt = settings["reuse"]
+    if settings["reuse"]:
+        params.verbosity = _WARNINGS  # it may run for months, and tells of each request else
     params.cache_ram_mib = 0
-    params.n_ctx_checkpoints = 0
+    params.cache_idle_slots = False
+    # Where a model's attention has a window, what left it is gone, and a prompt can go on from a checkpoint only.
+    params.n_ctx_checkpoints = _CHECKPOINTS if settings["reuse"] else 0
     if settings["adapter"]:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(settings["adapter"], 1.0)]
     if settings["exact_attention"]:

@@ -54,6 +54,7 @@ def special_ids(files: TokenizerFiles, tokens: Sequence[str]) -> Metadata:
     if before not in ([], [named["bos"]]) or after not in ([], [eos]):
         raise UsageError(
             f"tokenizer.json puts {[*before, '…', *after]} around a text: llama.cpp can put only bos before and eos behind",
+            code="LK0605",
             where=str(files.path),
         )
     return found | {"tokenizer.ggml.add_bos_token": bool(before), "tokenizer.ggml.add_eos_token": bool(after)}
@@ -66,7 +67,7 @@ def stop_ids(files: TokenizerFiles) -> list[int]:
         if value is not None:
             listed = value if isinstance(value, list) else [value]
             if not all(isinstance(index, int) and not isinstance(index, bool) for index in listed):
-                raise DataError("eos_token_id must be an id or a list of ids", where=str(files.folder))
+                raise DataError("eos_token_id must be an id or a list of ids", code="LK0608", where=str(files.folder))
             return list(dict.fromkeys(listed))
     return []
 
@@ -77,15 +78,20 @@ def _kept_stop_ids(files: TokenizerFiles, ids: Mapping[str, int], tokens: Sequen
     listed = stop_ids(files) or ([own] if own is not None else [])
     where = str(files.folder)
     if not listed:
-        raise DataError("no end-of-sequence token is known", where=where, next="set eos_token_id in generation_config.json")
+        raise DataError(
+            "no end-of-sequence token is known", code="LK0608", where=where, next="set eos_token_id in generation_config.json"
+        )
     if max(listed) >= len(tokens) or min(listed) < 0:
-        raise DataError(f"eos_token_id names ids that do not exist: {listed[:5]} of {len(tokens)} tokens", where=where)
+        raise DataError(
+            f"eos_token_id names ids that do not exist: {listed[:5]} of {len(tokens)} tokens", code="LK0608", where=where
+        )
     first, *rest = sorted(listed, key=lambda index: index != own)
     if len(rest) > 2:
         rest = [index for index in rest if tokens[index] not in _ENDS_BY_TEXT]
     if len(rest) > 2:
         raise DataError(
             f"a GGUF file holds three end-of-sequence ids, this model has {len(rest) + 1} that llama.cpp does not know by text",
+            code="LK0608",
             where=where,
             next=f"leave the likeliest in eos_token_id of generation_config.json: {[first, *rest][:8]}",
         )
@@ -112,7 +118,9 @@ def _around(files: TokenizerFiles) -> tuple[list[str], list[str]]:
             middle = pieces.index(None) if None in pieces else len(pieces)
             found = ([text for text in pieces[:middle] if text], [text for text in pieces[middle:] if text])
         elif part.get("type") != "ByteLevel":
-            raise UsageError(f"llama.cpp cannot reproduce this tokenizer's {part.get('type')} step", where=str(files.path))
+            raise UsageError(
+                f"llama.cpp cannot reproduce this tokenizer's {part.get('type')} step", code="LK0605", where=str(files.path)
+            )
     return found
 
 
@@ -146,6 +154,7 @@ def check_added(files: TokenizerFiles) -> None:
 def _refuse(files: TokenizerFiles, added: Mapping[str, Any], key: str) -> None:
     raise UsageError(
         f"llama.cpp cannot look for the added token {added['content']!r} as tokenizer.json says ({key})",
+        code="LK0605",
         where=str(files.path),
         next=f"set its `{key}` to false, if the model was trained without",
     )
@@ -161,6 +170,7 @@ def _stripping(files: TokenizerFiles) -> bool:
         some = ", ".join(sorted(strips)[:3])
         raise UsageError(
             f"these added tokens take the spaces behind them (rstrip), others do not: {some}",
+            code="LK0605",
             where=str(files.path),
             next="llama.cpp does so for all special tokens of Phi-3 or for none: set `rstrip` to false",
         )

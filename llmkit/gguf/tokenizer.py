@@ -81,7 +81,9 @@ def _metadata(files: TokenizerFiles, *, rows: int, template: str, pre: str | Non
     found: Metadata = {"tokenizer.ggml.model": kind}
     if kind == "llama":
         if pre is not None:
-            raise UsageError(f"a SentencePiece tokenizer takes no pre-tokenizer, not {pre!r}", where=str(files.path))
+            raise UsageError(
+                f"a SentencePiece tokenizer takes no pre-tokenizer, not {pre!r}", code="LK0606", where=str(files.path)
+            )
         found |= {"tokenizer.ggml.pre": "default", "tokenizer.ggml.scores": _scores(model, tokens)}
         found["tokenizer.ggml.add_space_prefix"] = _adds_space_prefix(files)
     else:
@@ -105,6 +107,7 @@ def _kind(files: TokenizerFiles) -> str:
             return "gpt2"
     raise UsageError(
         f"cannot write a {model.get('type')} tokenizer to GGUF" + (f" with {odd[0]}" if odd else ""),
+        code="LK0605",
         where=str(files.path),
         next="supported: BPE with byte fallback (SentencePiece) and byte-level BPE",
     )
@@ -116,10 +119,10 @@ def _tokens(files: TokenizerFiles, *, rows: int, kind: str) -> tuple[list[str], 
     taken = set(by_id.values())
     if len(taken) != len(by_id):
         twice = next(text for text, count in Counter(by_id.values()).items() if count > 1)
-        raise DataError(f"tokenizer.json gives two ids to the token {twice!r}", where=str(files.path))
+        raise DataError(f"tokenizer.json gives two ids to the token {twice!r}", code="LK0607", where=str(files.path))
     unreadable = [text for text in taken if not text or "\0" in text]
     if unreadable:
-        raise DataError(f"llama.cpp cannot read the token {unreadable[0]!r}", where=str(files.path))
+        raise DataError(f"llama.cpp cannot read the token {unreadable[0]!r}", code="LK0605", where=str(files.path))
     tokens = [by_id[index] if index in by_id else _padding(index, taken) for index in range(rows)]
     return tokens, [int(types.get(index, TokenType.UNUSED)) for index in range(rows)]
 
@@ -132,13 +135,15 @@ def _padding(index: int, taken: set[str]) -> str:
 def _known(files: TokenizerFiles, *, rows: int, kind: str) -> tuple[dict[int, str], dict[int, TokenType]]:
     """Text and type of every id that has a token."""
     if not 0 < rows <= _LARGEST_VOCABULARY:
-        raise DataError(f"a vocabulary of {rows} tokens is beyond what llmkit writes", where=str(files.folder))
+        raise DataError(f"a vocabulary of {rows} tokens is beyond what llmkit writes", code="LK0605", where=str(files.folder))
     by_id: dict[int, str] = {}
     types: dict[int, TokenType] = {}
     for text, index in files.tokenizer["model"]["vocab"].items():
         _check_id(files, text, index, rows=rows)
         if index in by_id:
-            raise DataError(f"tokenizer.json gives id {index} to {by_id[index]!r} and {text!r}", where=str(files.path))
+            raise DataError(
+                f"tokenizer.json gives id {index} to {by_id[index]!r} and {text!r}", code="LK0607", where=str(files.path)
+            )
         by_id[index] = text
         types[index] = TokenType.NORMAL
     if kind == "llama":
@@ -149,7 +154,9 @@ def _known(files: TokenizerFiles, *, rows: int, kind: str) -> tuple[dict[int, st
             continue
         _check_id(files, text, index, rows=rows)
         if by_id.get(index, text) != text:
-            raise DataError(f"tokenizer.json gives id {index} to {by_id[index]!r} and {text!r}", where=str(files.path))
+            raise DataError(
+                f"tokenizer.json gives id {index} to {by_id[index]!r} and {text!r}", code="LK0607", where=str(files.path)
+            )
         by_id[index] = _as_found(files, text) if added.get("normalized") else text
         types[index] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     return by_id, types
@@ -157,10 +164,11 @@ def _known(files: TokenizerFiles, *, rows: int, kind: str) -> tuple[dict[int, st
 
 def _check_id(files: TokenizerFiles, text: str, index: Any, *, rows: int) -> None:
     if not isinstance(index, int) or isinstance(index, bool) or index < 0:
-        raise DataError(f"tokenizer.json gives {text!r} the id {index!r}", where=str(files.path))
+        raise DataError(f"tokenizer.json gives {text!r} the id {index!r}", code="LK0607", where=str(files.path))
     if index >= rows:
         raise DataError(
             f"the tokenizer is larger than the embedding: token {text!r} has id {index}, the model has {rows} rows",
+            code="LK0607",
             where=str(files.path),
             next="this is another model's tokenizer, or tokens were added and the embedding not resized",
         )
@@ -170,7 +178,9 @@ def _mark_bytes(files: TokenizerFiles, types: dict[int, TokenType]) -> None:
     vocab, unknown = files.tokenizer["model"]["vocab"], files.tokenizer["model"].get("unk_token")
     missing = next((text for text in _BYTE_TOKENS if text not in vocab), None)
     if missing:
-        raise UsageError(f"this tokenizer lacks the byte token {missing}, which llama.cpp needs", where=str(files.path))
+        raise UsageError(
+            f"this tokenizer lacks the byte token {missing}, which llama.cpp needs", code="LK0605", where=str(files.path)
+        )
     types |= dict.fromkeys((vocab[text] for text in _BYTE_TOKENS), TokenType.BYTE)
     if unknown is not None and unknown in vocab:
         types[vocab[unknown]] = TokenType.UNKNOWN
@@ -236,6 +246,7 @@ def _adds_space_prefix(files: TokenizerFiles) -> bool:
 def _refuse_step(files: TokenizerFiles, part: Mapping[str, Any], supported: str) -> None:
     raise UsageError(
         f"llama.cpp cannot reproduce this tokenizer's {part.get('type')} step",
+        code="LK0605",
         where=str(files.path),
         next=f"supported: {supported}",
     )

@@ -43,7 +43,7 @@ class TokenizerFiles:
         try:
             yield
         except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
-            raise DataError(f"tokenizer.json is damaged: {error!r}"[:300], where=str(self.folder)) from None
+            raise DataError(f"tokenizer.json is damaged: {error!r}"[:300], code="LK0607", where=str(self.folder)) from None
 
 
 def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
@@ -56,10 +56,10 @@ def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
         value = orjson.loads(path.read_bytes())
     except FileNotFoundError:
         if required:
-            raise DataError(f"the model folder has no {path.name}", where=str(path.parent)) from None
+            raise DataError(f"the model folder has no {path.name}", code="LK0607", where=str(path.parent)) from None
         return {}
     except (OSError, orjson.JSONDecodeError) as error:
-        raise DataError(f"cannot read {path.name}: {error}", where=str(path)) from None
+        raise DataError(f"cannot read {path.name}: {error}", code="LK0607", where=str(path)) from None
     if not isinstance(value, dict):
-        raise DataError(f"{path.name} must hold a JSON object", where=str(path))
+        raise DataError(f"{path.name} must hold a JSON object", code="LK0607", where=str(path))
     return value

@@ -175,7 +175,7 @@ _FALLBACK |= dict.fromkeys((*NEEDS_IMPORTANCE, Q.IQ3_S, Q.IQ4_XS), Q.IQ4_NL)
 def file_type(name: str) -> FileType:
     """Raises UsageError, naming the known types, for any other name."""
     if name not in TYPES:
-        raise UsageError(f"no GGUF type {name!r}", next=f"known: {', '.join(TYPES)}")
+        raise UsageError(f"no GGUF type {name!r}", code="LK0609", next=f"known: {', '.join(TYPES)}")
     return TYPES[name]
 
 
@@ -197,6 +197,7 @@ def assign(
             lack = f"the importance matrix lacks {name}" if guided else "there is none"
             raise UsageError(
                 f"{file_type.name} needs an importance matrix, and {lack}",
+                code="LK0610",
                 next="make one from this model and its training data, or take a type that needs none, such as iq3_s or q2_k",
             )
     return chosen

@@ -48,11 +48,12 @@ class Weights:
     def __getitem__(self, name: str) -> Stored:
         """Raises DataError for a tensor that is missing or holds no plain floats."""
         if name not in self._stored:
-            raise DataError(f"the weights have no tensor {name}", where=str(self._folder))
+            raise DataError(f"the weights have no tensor {name}", code="LK0308", where=str(self._folder))
         stored = self._stored[name]
         if stored.dtype not in FLOATS:
             raise DataError(
                 f"tensor {name} holds {stored.dtype}, not {', '.join(FLOATS)}",
+                code="LK0309",
                 where=str(stored.path),
                 next="export the merged model, not a quantized one",
             )
@@ -62,14 +63,23 @@ class Weights:
         if (self._folder / _SINGLE).is_file():
             return header(self._folder / _SINGLE)
         if not (self._folder / _INDEX).is_file():
-            raise DataError("the model folder has no safetensors weights", where=str(self._folder), next=f"expected {_SINGLE}")
+            raise DataError(
+                "the model folder has no safetensors weights",
+                code="LK0308",
+                where=str(self._folder),
+                next=f"expected {_SINGLE}",
+            )
         listed = read_json(self._folder / _INDEX).get("weight_map")
         if not isinstance(listed, dict) or not all(_plain(file) for file in listed.values()):
-            raise DataError("the safetensors index is damaged or leads out of its folder", where=str(self._folder / _INDEX))
+            raise DataError(
+                "the safetensors index is damaged or leads out of its folder", code="LK0308", where=str(self._folder / _INDEX)
+            )
         shards = {file: header(self._folder / file) for file in sorted(set(listed.values()))}
         for name, file in listed.items():
             if name not in shards[file]:
-                raise DataError(f"the index puts tensor {name} in {file}, which has none", where=str(self._folder / _INDEX))
+                raise DataError(
+                    f"the index puts tensor {name} in {file}, which has none", code="LK0308", where=str(self._folder / _INDEX)
+                )
         return {name: shards[file][name] for name, file in listed.items()}
 
 
@@ -99,10 +109,12 @@ def header(path: Path) -> dict[str, Stored]:
             raise ValueError(f"it should have {end} bytes and has {size}")
         return found
     except FileNotFoundError:
-        raise DataError(f"the weights' file {path.name} is missing", where=str(path.parent), next="download it again") from None
+        raise DataError(
+            f"the weights' file {path.name} is missing", code="LK0308", where=str(path.parent), next="download it again"
+        ) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"cannot read the weights: {str(error)[:200]}", where=str(path), next="download or save them again"
+            f"cannot read the weights: {str(error)[:200]}", code="LK0308", where=str(path), next="download or save them again"
         ) from None
 
 

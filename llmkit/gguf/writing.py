@@ -122,7 +122,7 @@ def read_rows(stored: Stored, first: int, last: int, files: Files) -> Array:
     size, start = (last - first) * width * kind.itemsize, stored.offset + first * width * kind.itemsize
     read = os.pread(files(stored.path, os.O_RDONLY), size, start)
     if len(read) != size:
-        raise DataError("the weights became shorter while they were read", where=str(stored.path))
+        raise DataError("the weights became shorter while they were read", code="LK0208", where=str(stored.path))
     return np.frombuffer(read, kind).reshape(last - first, width)
 
 
@@ -144,9 +144,13 @@ def check(rows: Array, name: str, *, f16: bool) -> None:
     """Raises DataError where a value of float32 `rows` is not finite, UsageError where `f16` cannot hold it."""
     largest = max(float(rows.max()), -float(rows.min()))  # NaN in, NaN out
     if not np.isfinite(largest):
-        raise DataError(f"tensor {name} holds values that are not finite", next="the model is broken: train it again")
+        raise DataError(
+            f"tensor {name} holds values that are not finite", code="LK0319", next="the model is broken: train it again"
+        )
     if f16 and largest > LARGEST_F16:
-        raise UsageError(f"tensor {name} holds {largest:.3g}, too large for f16", next="export bf16 in its place")
+        raise UsageError(
+            f"tensor {name} holds {largest:.3g}, too large for f16", code="LK0613", next="export bf16 in its place"
+        )
 
 
 def write_piece(piece: Piece, files: Files = _FILES) -> None:
@@ -218,7 +222,9 @@ def _in_pool(pieces: Sequence[Piece], workers: int) -> Iterator[None]:
             for future in done:
                 yield future.result()
     except BrokenProcessPool:
-        raise MachineError("a process that wrote the file was killed", next="free memory and run it again") from None
+        raise MachineError(
+            "a process that wrote the file was killed", code="LK0905", next="free memory and run it again"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -87,7 +87,7 @@ def drops(pairs: Sequence[tuple[Tally, Tally]], *, seed: int = 0, resamples: int
     """
     for a, b in pairs:
         if a.name != b.name:
-            raise UsageError(f"{a.name} and {b.name} are two metrics, which no paired test compares")
+            raise UsageError(f"{a.name} and {b.name} are two metrics, which no paired test compares", code="LK0710")
     # A tally that several pairs share, as all share a baseline's, is resampled once.
     distinct = {id(tally): tally for pair in pairs for tally in pair}
     scores = dict(zip(distinct, replicates(list(distinct.values()), seed=seed, resamples=resamples), strict=True))
@@ -107,7 +107,7 @@ def replicates(tallies: Sequence[Tally], *, seed: int = 0, resamples: int = RESA
     """
     samples = {len(tally.counts) for tally in tallies}
     if len(samples) > 1:
-        raise UsageError(f"scores of {min(samples)} and of {max(samples)} samples cannot be resampled together")
+        raise UsageError(f"scores of {min(samples)} and of {max(samples)} samples cannot be resampled together", code="LK0710")
     scores = np.full((len(tallies), resamples), np.nan)
     if not any(samples):
         return scores

@@ -20,7 +20,9 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
         UsageError: not 0 ≤ correct ≤ n and 1 ≤ k ≤ n.
     """
     if not (0 <= correct <= n and 1 <= k <= n):
-        raise UsageError(f"pass@{k} of {n} samples with {correct} correct", next=f"sample each problem {k} times at least")
+        raise UsageError(
+            f"pass@{k} of {n} samples with {correct} correct", code="LK0710", next=f"sample each problem {k} times at least"
+        )
     # A product of shares: the binomials themselves leave the range of floats.
     return 1.0 - float(np.prod(1.0 - k / np.arange(n - correct + 1, n + 1))) if n - correct >= k else 1.0
 

@@ -139,7 +139,7 @@ def compare(
         DataError: a report that cannot be read, a row it does not have, or two that cannot be compared: why, each reason.
     """
     if len(names) < 2:
-        raise UsageError("a comparison takes two reports", next="llmkit compare BASELINE REPORT")
+        raise UsageError("a comparison takes two reports", code="LK0707", next="llmkit compare BASELINE REPORT")
     found = [reports.locate(name) for name in names]
     read = {path: reports.read(path) for path in dict.fromkeys(path for path, _ in found)}
     (first, row), *others = found
@@ -164,7 +164,10 @@ def _pairs(a: Report, row: str | None, b: Report, other: str | None) -> list[tup
     for report, chosen in ((a, row), (b, other)):
         if chosen is not None and chosen not in report.rows:
             raise DataError(
-                f"there is no row {chosen!r}", where=str(report.path), next=f"it has {', '.join(map(repr, report.rows))}"
+                f"there is no row {chosen!r}",
+                code="LK0707",
+                where=str(report.path),
+                next=f"it has {', '.join(map(repr, report.rows))}",
             )
     if row is not None or other is not None:
         mine = row or (other if other in a.rows else _only(a))
@@ -179,6 +182,7 @@ def _only(report: Report) -> str:
     if not report.reference and len(report.rows) > 1:
         raise DataError(
             "it has several models, and none is said to be the reference",
+            code="LK0707",
             where=str(report.path),
             next=f"choose one: {report.path}:{next(iter(report.rows))}",
         )
@@ -189,6 +193,7 @@ def _check_comparable(a: Report, b: Report) -> None:
     if found := reports.obstacles(a, b):
         raise DataError(
             f"the reports cannot be compared: {'; '.join(found)}",
+            code="LK0707",
             where=f"{a.path} and {b.path}",
             next="evaluate both on the same data, with the same settings and the same version of llmkit",
         )
@@ -197,7 +202,7 @@ def _check_comparable(a: Report, b: Report) -> None:
 def _judge(scored: Sequence[_Scored], max_drop: Mapping[str, float], seed: int) -> gate.Verdict:
     measured = {name for one in scored for name in one.before}
     if unknown := [name for name in max_drop if name not in measured]:
-        raise UsageError(f"no metric {unknown[0]!r} to compare", next=f"there are {', '.join(sorted(measured))}")
+        raise UsageError(f"no metric {unknown[0]!r} to compare", code="LK0707", next=f"there are {', '.join(sorted(measured))}")
     entries = [
         gate.Entry(one.b.label, one.b.numbers, one.after, one.before, identical=all(x == y for x, y in one.texts))
         for one in scored

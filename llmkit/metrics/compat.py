@@ -41,9 +41,9 @@ def check(flavours: Sequence[str]) -> None:
     """Refuse before any work what `tallies` would refuse. Raises as `tallies`."""
     for flavour in flavours:
         if flavour not in FLAVOURS:
-            raise UsageError(f"no compatibility with {flavour!r}", next=f"choose one of: {', '.join(FLAVOURS)}")
+            raise UsageError(f"no compatibility with {flavour!r}", code="LK0722", next=f"choose one of: {', '.join(FLAVOURS)}")
     if flavours and find_spec("jieba") is None:
-        raise MachineError(NEEDS_JIEBA, where="--compat", next=INSTALL)
+        raise MachineError(NEEDS_JIEBA, code="LK0907", where="--compat", next=INSTALL)
 
 
 def tallies(flavour: str, hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Tally]:

@@ -57,11 +57,17 @@ class Limits:
 
     def __post_init__(self) -> None:
         if not self.max_drop and not self.bounds:
-            raise UsageError("the gate has no limits, so it would prove nothing", next="set max_drop, floors or ceilings")
+            raise UsageError(
+                "the gate has no limits, so it would prove nothing", code="LK0706", next="set max_drop, floors or ceilings"
+            )
         if wrong := [name for name, most in self.max_drop.items() if not (math.isfinite(most) and most >= 0)]:
-            raise UsageError(f"max_drop of {wrong[0]} is {self.max_drop[wrong[0]]}", next="give a number of 0 or more")
+            raise UsageError(
+                f"max_drop of {wrong[0]} is {self.max_drop[wrong[0]]}", code="LK0706", next="give a number of 0 or more"
+            )
         if vain := [bound for bound in self.bounds if not math.isfinite(bound.limit)]:
-            raise UsageError(f"{vain[0].kind} of {vain[0].metric} is {vain[0].limit}", next="give a finite number")
+            raise UsageError(
+                f"{vain[0].kind} of {vain[0].metric} is {vain[0].limit}", code="LK0706", next="give a finite number"
+            )
 
     @property
     def bounds(self) -> list["Bound"]:
@@ -166,10 +172,14 @@ def judge(limits: Limits, entries: Sequence[Entry], *, seed: int = 0) -> Verdict
         UsageError: there is no entry, or a drop is limited of a metric that has no better side.
     """
     if not entries:
-        raise UsageError("the gate has no model to judge", next="evaluate a model beside the base and the gate's baseline")
+        raise UsageError(
+            "the gate has no model to judge", code="LK0706", next="evaluate a model beside the base and the gate's baseline"
+        )
     for name in limits.max_drop:
         if name in NEITHER_BETTER:
-            raise UsageError(f"{name} is neither better high nor low, so no drop is one", next="give it a floor and a ceiling")
+            raise UsageError(
+                f"{name} is neither better high nor low, so no drop is one", code="LK0706", next="give it a floor and a ceiling"
+            )
     measured = _measure(limits, entries, seed)
     checks = []
     for entry in entries:

@@ -43,12 +43,19 @@ def _read(path: Path, *, allow_empty: bool) -> dict[str, str]:
         where = f"{path}:{number}"
         id, text = _parse(line, where)
         if id in texts:
-            raise DataError(f"the id {id!r} stands twice; first on line {first_line[id]}", where=where, next="make ids unique")
+            raise DataError(
+                f"the id {id!r} stands twice; first on line {first_line[id]}",
+                code="LK0709",
+                where=where,
+                next="make ids unique",
+            )
         if not allow_empty and not text.strip():
-            raise DataError(f"the reference {id!r} is empty", where=where, next="remove it from both files, or fill it in")
+            raise DataError(
+                f"the reference {id!r} is empty", code="LK0709", where=where, next="remove it from both files, or fill it in"
+            )
         texts[id], first_line[id] = text, number
     if not texts:
-        raise DataError("the file holds no lines", where=str(path), next=_FORMAT)
+        raise DataError("the file holds no lines", code="LK0709", where=str(path), next=_FORMAT)
     return texts
 
 
@@ -60,26 +67,26 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if content.strip():
                     yield number, content
     except FileNotFoundError as error:
-        raise DataError("no such file", where=str(path)) from error
+        raise DataError("no such file", code="LK0113", where=str(path)) from error
     except OSError as error:
-        raise DataError(f"the file cannot be read: {error.strerror}", where=str(path)) from error
+        raise DataError(f"the file cannot be read: {error.strerror}", code="LK0113", where=str(path)) from error
 
 
 def _parse(line: bytes, where: str) -> tuple[str, str]:
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise DataError(f"not JSON: {error.msg}", where=where, next=_FORMAT) from error
+        raise DataError(f"not JSON: {error.msg}", code="LK0709", where=where, next=_FORMAT) from error
     if not isinstance(record, dict):
-        raise DataError("not a JSON object", where=where, next=_FORMAT)
+        raise DataError("not a JSON object", code="LK0709", where=where, next=_FORMAT)
     for key in ("id", "text"):
         if key not in record:
-            raise DataError(f'the key "{key}" is missing', where=where, next=_FORMAT)
+            raise DataError(f'the key "{key}" is missing', code="LK0709", where=where, next=_FORMAT)
     id, text = record["id"], record["text"]
     if isinstance(id, bool) or not isinstance(id, str | int):
-        raise DataError('"id" is neither a string nor a whole number', where=where, next=_FORMAT)
+        raise DataError('"id" is neither a string nor a whole number', code="LK0709", where=where, next=_FORMAT)
     if not isinstance(text, str):
-        raise DataError('"text" is not a string', where=where, next=_FORMAT)
+        raise DataError('"text" is not a string', code="LK0709", where=where, next=_FORMAT)
     return str(id), text
 
 
@@ -94,6 +101,7 @@ def _check_same_ids(given: dict[str, str], expected: dict[str, str], predictions
     if problems:
         raise DataError(
             "the two files do not hold the same ids: " + "; ".join(problems),
+            code="LK0709",
             where=f"{predictions} and {references}",
             next="predict every reference once, under its id",
         )

@@ -79,6 +79,7 @@ def read(path: Path, review: Review) -> Ratings:
     if found.get("review") != review.id:
         raise DataError(
             "these ratings are of other answers, or of another shuffle of them",
+            code="LK0719",
             where=str(path),
             next="rate the page that was made with this evaluation, with the same models and seed",
         )
@@ -101,7 +102,9 @@ def read(path: Path, review: Review) -> Ratings:
 def _object(path: Path) -> Mapping[str, Any]:
     try:
         if not path.is_file():
-            raise DataError("no such file", where=str(path), next="name the ratings.json that the review page exported")
+            raise DataError(
+                "no such file", code="LK0113", where=str(path), next="name the ratings.json that the review page exported"
+            )
         with path.open("rb") as stream:
             data = stream.read(_LARGEST_FILE + 1)
         if len(data) > _LARGEST_FILE:
@@ -110,7 +113,7 @@ def _object(path: Path) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         raise _refused(path, "no JSON in UTF-8") from None
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        raise DataError(f"cannot be read: {error.strerror}", code="LK0113", where=str(path)) from None
     if not isinstance(found, dict):
         raise _refused(path, "no JSON object")
     return found
@@ -127,7 +130,7 @@ def _rating(path: Path, number: int, entry: object) -> tuple[str, str]:
 
 
 def _refused(path: Path, why: str) -> DataError:
-    return DataError(why, where=str(path), next="export the ratings from the review page again")
+    return DataError(why, code="LK0719", where=str(path), next="export the ratings from the review page again")
 
 
 def win_rates(files: Sequence[Ratings], review: Review, *, seed: int = 0) -> dict[str, Any]:
@@ -159,7 +162,9 @@ def _check_raters(files: Sequence[Ratings]) -> None:
     for number, one in enumerate(files):
         if any(one.rater == other.rater and (one.rater or one.choices == other.choices) for other in files[:number]):
             whose = f"rater {one.rater!r}" if one.rater else "a rater without a name"
-            raise DataError(f"two files hold the ratings of {whose}", next="give each rater's file once, each with its name")
+            raise DataError(
+                f"two files hold the ratings of {whose}", code="LK0719", next="give each rater's file once, each with its name"
+            )
 
 
 def _verdict(choice: str, *, first_left: bool) -> str:

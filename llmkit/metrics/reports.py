@@ -86,7 +86,9 @@ def locate(name: str) -> tuple[Path, str | None]:
         whole = whole.parent if whole.name == REPORT else whole
         if _is_file(whole / REPORT):
             return whole, chosen
-    raise DataError(f"no {REPORT} there", where=name, next="name a folder that `llmkit eval` wrote, or FOLDER:ROW")
+    raise DataError(
+        f"no {REPORT} there", code="LK0708", where=name, next="name a folder that `llmkit eval` wrote, or FOLDER:ROW"
+    )
 
 
 def read(folder: Path) -> Report:
@@ -99,12 +101,13 @@ def read(folder: Path) -> Report:
     raw = _parse(_content(path), str(path))
     rows = raw.get("models")
     if not isinstance(rows, dict) or not rows or not all(isinstance(row, dict) for row in rows.values()):
-        raise DataError('it has no "models"', where=str(path), next="evaluate again with this version of llmkit")
+        raise DataError('it has no "models"', code="LK0708", where=str(path), next="evaluate again with this version of llmkit")
     samples = tuple(_read_samples(folder / SAMPLES))
     answered = set.intersection(*(set(sample.answers) for sample in samples))
     if missing := [name for name in rows if name not in answered]:
         raise DataError(
             f"{missing[0]!r} has not answered every sample of {SAMPLES}",
+            code="LK0708",
             where=str(folder),
             next="the two do not belong together",
         )
@@ -167,48 +170,50 @@ def _differences(kind: str, a: Mapping[str, Any], b: Mapping[str, Any], names: S
 
 def _read_samples(path: Path) -> Iterator[Sample]:
     if not _is_file(path):
-        raise DataError(f"there is no {SAMPLES} beside {REPORT}", where=str(path.parent), next="evaluate again")
+        raise DataError(f"there is no {SAMPLES} beside {REPORT}", code="LK0708", where=str(path.parent), next="evaluate again")
     count = 0
     try:
         if path.stat().st_size > _MOST_SAMPLE_BYTES:
-            raise DataError(f"{SAMPLES} is larger than {_MOST_SAMPLE_BYTES >> 20} MB", where=str(path))
+            raise DataError(f"{SAMPLES} is larger than {_MOST_SAMPLE_BYTES >> 20} MB", code="LK0708", where=str(path))
         with path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     yield _sample(_parse(line, f"{path}:{number}"), f"{path}:{number}")
                     count += 1
                 if number > _MOST_SAMPLES:
-                    raise DataError(f"{SAMPLES} has more than {_MOST_SAMPLES:,} lines", where=str(path))
+                    raise DataError(f"{SAMPLES} has more than {_MOST_SAMPLES:,} lines", code="LK0708", where=str(path))
     except OSError as error:
-        raise DataError(f"the file cannot be read: {error.strerror}", where=str(path)) from error
+        raise DataError(f"the file cannot be read: {error.strerror}", code="LK0708", where=str(path)) from error
     if not count:
-        raise DataError("there are no samples", where=str(path))
+        raise DataError("there are no samples", code="LK0708", where=str(path))
 
 
 def _sample(raw: Mapping[str, Any], where: str) -> Sample:
     id, prompt, reference, answers = (raw.get(key) for key in ("id", "prompt", "reference", "answers"))
     if not isinstance(id, str) or not isinstance(reference, str):
-        raise DataError('"id" and "reference" have to be strings', where=where)
+        raise DataError('"id" and "reference" have to be strings', code="LK0708", where=where)
     if not isinstance(answers, dict) or not all(isinstance(text, str) for text in answers.values()):
-        raise DataError('"answers" has to hold a text for each model', where=where)
+        raise DataError('"answers" has to hold a text for each model', code="LK0708", where=where)
     said = []
     for message in prompt if isinstance(prompt, list) else []:
         pair = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if not all(isinstance(part, str) for part in pair):
-            raise DataError('"prompt" has to be a list of {"role", "content"}', where=where)
+            raise DataError('"prompt" has to be a list of {"role", "content"}', code="LK0708", where=where)
         said.append(pair)
     return Sample(id, tuple(said), reference, answers)  # type: ignore[arg-type]
 
 
 def _content(path: Path) -> bytes:
     if not _is_file(path):
-        raise DataError(f"there is no {REPORT}", where=str(path.parent), next="name a folder that `llmkit eval` wrote")
+        raise DataError(
+            f"there is no {REPORT}", code="LK0708", where=str(path.parent), next="name a folder that `llmkit eval` wrote"
+        )
     try:
         if path.stat().st_size > _MOST_REPORT_BYTES:
-            raise DataError(f"{REPORT} is larger than {_MOST_REPORT_BYTES >> 20} MB", where=str(path))
+            raise DataError(f"{REPORT} is larger than {_MOST_REPORT_BYTES >> 20} MB", code="LK0708", where=str(path))
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"the file cannot be read: {error.strerror}", where=str(path)) from error
+        raise DataError(f"the file cannot be read: {error.strerror}", code="LK0708", where=str(path)) from error
 
 
 def _is_file(path: Path) -> bool:
@@ -222,9 +227,9 @@ def _parse(content: bytes, where: str) -> dict[str, Any]:
     try:
         raw = _decode(content)
     except (ValueError, RecursionError) as error:
-        raise DataError("not JSON", where=where, next="evaluate again") from error
+        raise DataError("not JSON", code="LK0708", where=where, next="evaluate again") from error
     if not isinstance(raw, dict):
-        raise DataError("not a JSON object", where=where)
+        raise DataError("not a JSON object", code="LK0708", where=where)
     return raw
 
 

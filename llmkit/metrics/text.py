@@ -136,14 +136,18 @@ def check_pairs(hypotheses: Sequence[str], references: Sequence[str]) -> None:
     if len(hypotheses) != len(references):
         raise DataError(
             f"{len(hypotheses)} hypotheses and {len(references)} references cannot be paired",
+            code="LK0710",
             next="give one hypothesis per reference, in the same order",
         )
     if not references:
-        raise DataError("there are no samples to score", next="check that the test split or the files are not empty")
+        raise DataError(
+            "there are no samples to score", code="LK0710", next="check that the test split or the files are not empty"
+        )
     empty = [index for index, reference in enumerate(references) if not reference.strip()]
     if empty:
         raise DataError(
             f"{len(empty)} of {len(references)} references are empty",
+            code="LK0710",
             where=f"the first is number {empty[0] + 1}",
             next="remove those samples: no score is defined for them",
         )
@@ -156,6 +160,7 @@ def _check_sizes(what: str, texts: Sequence[str], most: int) -> None:
         if len(text) > most:
             raise DataError(
                 f"a {what} of {len(text)} characters is too long to score; at most {most}",
+                code="LK0710",
                 where=f"{what} {number}",
                 next="shorten it, or remove the sample",
             )

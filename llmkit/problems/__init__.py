@@ -64,20 +64,26 @@ def load(path: Path = BUNDLED) -> list[Problem]:
         missing = [file for file in files if not file.is_file()]
         size = 0 if missing else sum(file.stat().st_size for file in files)
     except OSError as error:
-        raise DataError(f"cannot read the problems: {error.strerror}", where=str(path)) from None
+        raise DataError(f"cannot read the problems: {error.strerror}", code="LK0113", where=str(path)) from None
     if missing:
-        raise DataError("no such file", where=str(missing[0]), next="give a .jsonl file or a folder of them")
+        raise DataError("no such file", code="LK0113", where=str(missing[0]), next="give a .jsonl file or a folder of them")
     if size > MAX_BYTES:
-        raise DataError(f"{size / 2**20:,.0f} MiB of problems", where=str(path), next="split them: 64 MiB at most at once")
+        raise DataError(
+            f"{size / 2**20:,.0f} MiB of problems", code="LK0717", where=str(path), next="split them: 64 MiB at most at once"
+        )
     problems = list(islice((problem for file in files for problem in _read(file)), MAX_PROBLEMS + 1))
     if not problems:
-        raise DataError("no problems here", where=str(path), next="give a folder of .jsonl files in HumanEval's format")
+        raise DataError(
+            "no problems here", code="LK0717", where=str(path), next="give a folder of .jsonl files in HumanEval's format"
+        )
     if len(problems) > MAX_PROBLEMS:
-        raise DataError(f"more than {MAX_PROBLEMS:,} problems", where=str(path), next="split them")
+        raise DataError(f"more than {MAX_PROBLEMS:,} problems", code="LK0717", where=str(path), next="split them")
     seen: set[str] = set()
     for problem in problems:
         if problem.task_id in seen:
-            raise DataError(f"two problems have the task_id {problem.task_id[:60]!r}", where=str(path), next="rename one")
+            raise DataError(
+                f"two problems have the task_id {problem.task_id[:60]!r}", code="LK0717", where=str(path), next="rename one"
+            )
         seen.add(problem.task_id)
     return problems
 
@@ -87,7 +93,7 @@ def _read(file: Path) -> Iterator[Problem]:
         with file.open("rb") as opened:
             raw = opened.read(MAX_BYTES)
     except OSError as error:
-        raise DataError(f"cannot read the problems: {error.strerror}", where=str(file)) from None
+        raise DataError(f"cannot read the problems: {error.strerror}", code="LK0113", where=str(file)) from None
     for number, line in enumerate(raw.split(b"\n"), start=1):
         if line.strip():
             yield _problem(line, f"{file}:{number}")
@@ -97,22 +103,23 @@ def _problem(line: bytes, where: str) -> Problem:
     try:
         found: Any = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise DataError(f"not JSON: {error}", where=where, next="a problem is one JSON object a line") from None
+        raise DataError(f"not JSON: {error}", code="LK0717", where=where, next="a problem is one JSON object a line") from None
     if not isinstance(found, dict):
-        raise DataError("a problem is a JSON object", where=where)
+        raise DataError("a problem is a JSON object", code="LK0717", where=where)
     names = [one.name for one in fields(Problem)]
     bad = [name for name in names if not isinstance(found.get(name), str) or len(found[name]) > MAX_FIELD_CHARS]
     if bad:
         raise DataError(
             f"{', '.join(bad)}: missing, no text, or more than {MAX_FIELD_CHARS:,} characters",
+            code="LK0717",
             where=where,
             next=f"a problem has {', '.join(names)}",
         )
     problem = Problem(**{name: found[name] for name in names})
     if not problem.task_id.strip() or not problem.entry_point.isidentifier():
-        raise DataError("an empty task_id, or an entry_point that is no Python name", where=where)
+        raise DataError("an empty task_id, or an entry_point that is no Python name", code="LK0717", where=where)
     if not re.search(rf"^(?:async )?def {problem.entry_point}\b", problem.prompt, re.MULTILINE):
-        raise DataError(f"the prompt does not define {problem.entry_point}", where=where)
+        raise DataError(f"the prompt does not define {problem.entry_point}", code="LK0717", where=where)
     if "def check" not in problem.test:
-        raise DataError("the test does not define check(candidate)", where=where)
+        raise DataError("the test does not define check(candidate)", code="LK0717", where=where)
     return problem

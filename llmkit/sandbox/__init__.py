@@ -92,6 +92,7 @@ def isolation() -> str:
         why.append(f"{name}: {outcome.why}")
     raise MachineError(
         "model-written code cannot be run safely here",
+        code="LK0718",
         where="; ".join(why),
         next="run on Linux 5.14 or newer with user namespaces, or as an ordinary user who can read Python's library",
     )
@@ -118,10 +119,12 @@ def run(program: str, test: str, *, limits: Limits, isolation: str) -> Outcome:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise MachineError("the sandbox did not answer", where=str(error)[:200], next="free memory or processes") from None
+        raise MachineError(
+            "the sandbox did not answer", code="LK0718", where=str(error)[:200], next="free memory or processes"
+        ) from None
     verdict, _, why = done.stdout.decode("utf-8", "replace").partition("\n")
     if verdict not in ("passed", "failed", "timeout"):
-        raise MachineError("the sandbox cannot be set up", where=why or f"exit status {done.returncode}")
+        raise MachineError("the sandbox cannot be set up", code="LK0718", where=why or f"exit status {done.returncode}")
     # The program had a hand in these words, and a terminal may show them.
     shown = "".join(one if one.isprintable() else " " for one in why[:300])
     return Outcome(verdict == "passed", shown, timed_out=verdict == "timeout")

@@ -178,10 +178,13 @@ def check(config: Config, *, allow_code: bool) -> None:
 
     if config.custom and not allow_code:
         raise UsageError(
-            "the recipe runs Python code of its own", where=", ".join(config.custom), next="read it, then say --allow-code"
+            "the recipe runs Python code of its own",
+            code="LK0111",
+            where=", ".join(config.custom),
+            next="read it, then say --allow-code",
         )
     if config.engine == "ray" and importlib.util.find_spec("ray") is None:
-        raise MachineError("engine: ray needs an extra", where="clean.engine", next="pip install 'llmkit[ray]'")
+        raise MachineError("engine: ray needs an extra", code="LK0907", where="clean.engine", next="pip install 'llmkit[ray]'")
     rules.chain(line_rules(config))
 
 
@@ -250,12 +253,13 @@ def _files(inputs: Mapping[str, Artifact]) -> list[tuple[Path, int]]:
         if not paths:
             raise DataError(
                 "no dialogues here",
+                code="LK0201",
                 where=str(inputs[role].path),
                 next="put JSON lines, JSON, CSV, Parquet or Arrow files there, also gzip or zstd",
             )
         found += [(path, number) for path in paths]
     if not found:
-        raise DataError("nothing to clean", next="name a source: `data.sources` in the recipe, or --input")
+        raise DataError("nothing to clean", code="LK0108", next="name a source: `data.sources` in the recipe, or --input")
     return found
 
 
@@ -380,7 +384,7 @@ def _test_set(path: Path, out: Path) -> "TestSet":
     if lines != path:
         lines.unlink()
     if not texts:
-        raise DataError("no question can be read here", where=str(path), next="mend clean.decontaminate.against")
+        raise DataError("no question can be read here", code="LK0216", where=str(path), next="mend clean.decontaminate.against")
     if unread:
         progress.note(f"warning: {unread} lines of {path} hold no question that can be read; nothing is kept out for them")
     return TestSet(path.name, texts, numbers)
@@ -394,6 +398,7 @@ def _check(outcome: "Outcome", config: Config) -> None:
         raise DataError(
             f"{outcome.quarantined} of {outcome.read} lines cannot be read, more than max_bad allows ({config.max_bad:.3g}); "
             f"the first: {reason}",
+            code="LK0205",
             where=source,
             next="mend the file, or raise clean.max_bad to set such lines aside",
         )
@@ -401,7 +406,11 @@ def _check(outcome: "Outcome", config: Config) -> None:
     if outcome.read == outcome.rejected + outcome.quarantined:
         reasons = _reasons(outcome)
         counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "the files are empty"
-        raise DataError(f"empty dataset after cleaning: {outcome.read} read, 0 kept ({counts})", next=_remedy(reasons, config))
+        raise DataError(
+            f"empty dataset after cleaning: {outcome.read} read, 0 kept ({counts})",
+            code="LK0206",
+            next=_remedy(reasons, config),
+        )
 
 
 def _tell_of_unreadable(outcome: "Outcome") -> None:
@@ -440,7 +449,9 @@ def _reasons(outcome: "Outcome") -> dict[str, int]:
 
 def _warn_of_empty_sides(outcome: "Outcome", arranged: "Arranged", split: Split) -> None:
     if not outcome.sides["train"]:
-        raise DataError("no dialogue is left to train on after the split", next="add dialogues or lower split.test")
+        raise DataError(
+            "no dialogue is left to train on after the split", code="LK0206", next="add dialogues or lower split.test"
+        )
     for name in ("valid", "test"):
         if getattr(split, name) > 0 and not outcome.sides[name]:
             progress.note(
@@ -474,7 +485,7 @@ def _finish(
 
     if outcome.read != outcome.kept + outcome.rejected + outcome.quarantined:
         counts = f"{outcome.kept} kept, {outcome.rejected} rejected, {outcome.quarantined} quarantined"
-        raise FidelityError(f"records went missing: {outcome.read} read, but {counts}")
+        raise FidelityError(f"records went missing: {outcome.read} read, but {counts}", code="LK0215")
     report = account.report(
         outcome, arranged, spec, config.model_dump(mode="json"), {one.label: one.snapshot.size for one in sources}
     )

@@ -48,7 +48,9 @@ def check(config: Config, *, rows: Sequence[str] | None, folders: bool, allow_co
         MachineError: an extra is not installed.
     """
     if config.code and not allow_exec:
-        raise UsageError("eval.code runs programs that a model writes", next="say --allow-code-exec to run them in a sandbox")
+        raise UsageError(
+            "eval.code runs programs that a model writes", code="LK0111", next="say --allow-code-exec to run them in a sandbox"
+        )
     if config.code:
         code_evaluation.check()
     if config.beams > 1:
@@ -69,16 +71,20 @@ def check(config: Config, *, rows: Sequence[str] | None, folders: bool, allow_co
 
         harness_tasks.check(config.tasks, allow_code=allow_code)
     if config.engine == "vllm" and find_spec("vllm") is None:
-        raise MachineError("vLLM is not installed", next="pip install vllm, on a machine with a GPU, or leave eval.engine out")
+        raise MachineError(
+            "vLLM is not installed", code="LK0907", next="pip install vllm, on a machine with a GPU, or leave eval.engine out"
+        )
 
 
 def _check_beams(config: Config, *, folders: bool) -> None:
     if config.temperature:
-        raise UsageError("eval.beams goes with temperature 0", next="leave one of them out")
+        raise UsageError("eval.beams goes with temperature 0", code="LK0712", next="leave one of them out")
     if config.engine == "vllm":
-        raise UsageError("vLLM does no beam search", next="set eval.beams to 1, or leave eval.engine out")
+        raise UsageError("vLLM does no beam search", code="LK0712", next="set eval.beams to 1, or leave eval.engine out")
     if not folders:
-        raise UsageError("neither llama.cpp nor an endpoint does beam search", next="set eval.beams to 1, or leave export out")
+        raise UsageError(
+            "neither llama.cpp nor an endpoint does beam search", code="LK0712", next="set eval.beams to 1, or leave export out"
+        )
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
@@ -164,6 +170,7 @@ def _check_room(config: Config, folder: Path) -> None:
     if isinstance(context, int) and config.max_new_tokens >= context:
         raise UsageError(
             f"eval.max_new_tokens is {config.max_new_tokens}, and the model's whole context {context}",
+            code="LK0711",
             next="leave room for the question",
         )
 
@@ -171,7 +178,9 @@ def _check_room(config: Config, folder: Path) -> None:
 def _refuse_doubles(rows: Sequence[str]) -> None:
     """Of two variants with one name the report would tell of the last alone."""
     if doubles := [name for name in dict.fromkeys(rows) if rows.count(name) > 1]:
-        raise UsageError(f"two rows of the report would be called {doubles[0]!r}", next="give the endpoint another name")
+        raise UsageError(
+            f"two rows of the report would be called {doubles[0]!r}", code="LK0109", next="give the endpoint another name"
+        )
 
 
 def _sensitive(config: Config, inputs: Mapping[str, Artifact]) -> "Callable[[str], bool] | None":

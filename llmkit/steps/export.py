@@ -163,19 +163,7 @@ def check(
         UsageError: the architecture is not supported (names what is), the base lacks the `template` it is exported with, a type
             needs an importance matrix, or what `adapter`, `auto` or `imatrix` builds on is not there.
     """
-    if config.adapter and not lora:
-        raise UsageError(
-            "export.adapter writes a fine-tune's LoRA, and there is none that a GGUF adapter can hold",
-            next="add finetune with method lora or qlora and without dora, or leave adapter out",
-        )
-    if config.types == "auto" and not tuned:
-        raise UsageError("`types: auto` chooses by what a file keeps of a fine-tune", next="add finetune, or name the types")
-    if config.imatrix is True and not data:
-        raise UsageError(
-            "`imatrix: true` measures on the training data, and there is none", next="name a text file, or give data"
-        )
-    if not config.imatrix:
-        _demand_no_imatrix(config)
+    _demand_parts(config, tuned=tuned, data=data, lora=lora)
     if base is None:
         return
     from llmkit.engine import templates
@@ -184,11 +172,35 @@ def check(
     raw = tokenizer.read_json(base / "config.json")
     architectures.parse(raw, where=str(base))
     if "quantization_config" in raw and not tuned:
-        raise DataError("this model is quantized already", where=str(base), next="export the model it was made from")
+        raise DataError(
+            "this model is quantized already", code="LK0309", where=str(base), next="export the model it was made from"
+        )
     if template:
         templates.check(template, base)
     if tuned and grid and config.types != "auto":
         _warn_of_grid(config, base, grid)
+
+
+def _demand_parts(config: Config, *, tuned: bool, data: bool, lora: bool) -> None:
+    """That what `adapter`, `auto` or `imatrix` builds on is there; as `check`."""
+    if config.adapter and not lora:
+        raise UsageError(
+            "export.adapter writes a fine-tune's LoRA, and there is none that a GGUF adapter can hold",
+            code="LK0618",
+            next="add finetune with method lora or qlora and without dora, or leave adapter out",
+        )
+    if config.types == "auto" and not tuned:
+        raise UsageError(
+            "`types: auto` chooses by what a file keeps of a fine-tune", code="LK0620", next="add finetune, or name the types"
+        )
+    if config.imatrix is True and not data:
+        raise UsageError(
+            "`imatrix: true` measures on the training data, and there is none",
+            code="LK0610",
+            next="name a text file, or give data",
+        )
+    if not config.imatrix:
+        _demand_no_imatrix(config)
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
@@ -204,7 +216,11 @@ def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
     with tempfile.TemporaryDirectory() as scratch:
         export = _Export.begin(config, inputs, out, Path(scratch))
         if config.min_retention is not None and not export.yardstick.base_kl:
-            raise UsageError("min_retention cannot be measured", next="it takes a fine-tune, held-out dialogues and the memory")
+            raise UsageError(
+                "min_retention cannot be measured",
+                code="LK0620",
+                next="it takes a fine-tune, held-out dialogues and the memory",
+            )
         tried: Facts = {}
         if config.types == "auto":
             kind, tried = export.choose()
@@ -316,6 +332,7 @@ class _Export:
         if not self.yardstick.base_kl:  # 0: the fine-tune changed nothing
             raise UsageError(
                 "`types: auto` chooses by what a file keeps of a fine-tune, and there is none to measure",
+                code="LK0620",
                 next="name the types, or run it in a recipe with data and finetune",
             )
         floor, tried = _floor(self.config), {}
@@ -334,6 +351,7 @@ class _Export:
         best = max(tried, key=lambda kind: float(tried[kind]["retention"]))
         raise GateError(
             f"no type keeps {floor} of the fine-tune and the ROUGE-L asked for; {best} keeps {tried[best]['retention']:.3f}",
+            code="LK0619",
             where="export.types: auto",
             next="train longer or at a higher rate, lower min_retention or min_rouge_l, or name f16",
         )
@@ -381,7 +399,9 @@ class _Export:
         sizes = [runtime.room(messages[:-1], ANSWER_TOKENS) for messages in dialogues]
         asked = [messages for messages, size in zip(dialogues, sizes, strict=True) if size <= longest]
         if not asked:
-            raise DataError(f"no held-out prompt is sure to fit {longest} tokens", where=str(self.inputs["dataset"].path))
+            raise DataError(
+                f"no held-out prompt is sure to fit {longest} tokens", code="LK0620", where=str(self.inputs["dataset"].path)
+            )
         context = max(size for size in sizes if size <= longest)
         with runtime.LlamaServer(path, threads=os.cpu_count() or 1, context=context) as server:
             prompts = [messages[:-1] for messages in asked]
@@ -422,12 +442,16 @@ def _yardstick(inputs: Mapping[str, Artifact], scratch: Path, tokenizer: Any, te
         records, tokenizer, template, max_length=longest, on_overlong="truncate_left", loss_on="last"
     ).items
     if not samples:
-        raise DataError(f"no held-out dialogue's answer fits {longest} tokens", where=str(inputs["dataset"].path))
+        raise DataError(
+            f"no held-out dialogue's answer fits {longest} tokens", code="LK0620", where=str(inputs["dataset"].path)
+        )
     # Half-way through an answer, where what was learnt is being said.
     spoken = [one.input_ids[: len(one.input_ids) - sum(one.labels_mask) // 2] for one in samples[:_SPOKEN]]
     base = inputs["base"].path if "base" in inputs else None
     if base and convert.Model.read(base).config.vocab_size != shape.config.vocab_size:
-        raise DataError("the model is no fine-tune of this base: their vocabularies differ in size", where=str(base))
+        raise DataError(
+            "the model is no fine-tune of this base: their vocabularies differ in size", code="LK0620", where=str(base)
+        )
     reference, base_kl = child.run(
         retention.remember, inputs["model"].path, samples, base, scratch, title="measuring the model", total=2
     )
@@ -476,7 +500,9 @@ def _calibration(inputs: Mapping[str, Artifact], tokenizer: Any, template: Any) 
     if "imatrix" in inputs:
         return measuring.calibration_text(inputs["imatrix"].path, tokenizer, max_tokens=CALIBRATION_TOKENS)
     if "dataset" not in inputs:
-        raise UsageError("`imatrix: true` measures on a recipe's data, and there is none", next="name a text file")
+        raise UsageError(
+            "`imatrix: true` measures on a recipe's data, and there is none", code="LK0610", next="name a text file"
+        )
     train = record.read_records(inputs["dataset"].path / "train.jsonl")
     chosen = heapq.nsmallest(CALIBRATION_RECORDS, train, key=lambda one: digest(one.id))
     records = [{"id": one.id, "messages": one.messages} for one in chosen]
@@ -490,6 +516,7 @@ def _demand_no_imatrix(config: Config) -> None:
         if types.file_type(kind).base in types.NEEDS_IMPORTANCE:
             raise UsageError(
                 f"{kind} needs an importance matrix",
+                code="LK0610",
                 where="export.types",
                 next="set export.imatrix: true, or name a larger type",
             )
@@ -522,7 +549,10 @@ def _judge(config: Config, types: Mapping[str, Facts]) -> None:
     if lost and config.min_retention is not None:
         told = ", ".join(f"{kind} keeps {kept:.3f}" for kind, kept in lost.items())
         raise GateError(
-            f"{told} of the fine-tune; the recipe demands {floor}", where="export.min_retention", next="try `types: auto`"
+            f"{told} of the fine-tune; the recipe demands {floor}",
+            code="LK0619",
+            where="export.min_retention",
+            next="try `types: auto`",
         )
     for kind, kept in lost.items():
         remedy = f", or `export.adapter: {kind}`" if kind in get_args(Type) else ""

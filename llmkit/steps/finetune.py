@@ -131,7 +131,9 @@ def check(config: Config, base_dir: Path | None) -> None:
     needed = [*config.report_to, *(["deepspeed"] if config.strategy == "deepspeed" else [])]
     for package in needed:
         if importlib.util.find_spec(package) is None:
-            raise MachineError(f"the recipe asks for {package}, which is not installed", next=f"pip install {package}")
+            raise MachineError(
+                f"the recipe asks for {package}, which is not installed", code="LK0907", next=f"pip install {package}"
+            )
 
 
 def run(config: Config, inputs: Mapping[str, Artifact], out: Path) -> Facts:
@@ -187,6 +189,7 @@ def _same_base(init: Artifact, base: Artifact) -> None:
     if trained_on and trained_on != base.fingerprint:
         raise UsageError(
             "the adapter to start from was trained on another base",
+            code="LK0314",
             where=str(init.path),
             next="start from one that was trained on this base, or leave finetune.init_adapter out",
         )
@@ -221,11 +224,14 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 def _require(records: list[dict[str, Any]], objective: str, *, where: str) -> None:
     if not records:
-        raise DataError("the dataset has no training record", where=where, next="loosen clean's rules or add data")
+        raise DataError(
+            "the dataset has no training record", code="LK0217", where=where, next="loosen clean's rules or add data"
+        )
     bare = sum("rejected" not in record for record in records)
     if objective in PAIRED and bare:
         raise DataError(
             f"{objective} needs a rejected answer in every record; {bare} of {len(records)} have none",
+            code="LK0209",
             where=where,
             next="add data.pairs: {rejected: shuffle | generate}, or {rating: FIELD} or {edited: FIELD}",
         )

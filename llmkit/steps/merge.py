@@ -52,5 +52,8 @@ def _require_same_base(adapter: Artifact, base: Artifact) -> None:
     trained_on = adapter.manifest.inputs.get("base")
     if trained_on and trained_on != base.fingerprint:
         raise UsageError(
-            "this adapter was trained on another base", where=str(adapter.path), next="merge it into the base it was trained on"
+            "this adapter was trained on another base",
+            code="LK0314",
+            where=str(adapter.path),
+            next="merge it into the base it was trained on",
         )

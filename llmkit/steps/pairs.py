@@ -146,7 +146,9 @@ def _generated(records: "Sequence[Record]", base: Path, config: Config) -> "Pair
 
 def _nothing(config: Config, records: "Sequence[Record]", path: Path) -> DataError:
     if not records:
-        return DataError("the dataset has no training record", where=str(path), next="loosen clean's rules or add data")
+        return DataError(
+            "the dataset has no training record", code="LK0217", where=str(path), next="loosen clean's rules or add data"
+        )
     if config.rating and any(record.score is not None for record in records):
         reason, remedy = "no prompt has two answers with different ratings", "add rated answers, or use data.pairs.rejected"
     elif config.rating:
@@ -157,7 +159,7 @@ def _nothing(config: Config, records: "Sequence[Record]", path: Path) -> DataErr
     else:
         reason = "each rejected answer says the same as the chosen one"
         remedy = "add dialogues, or choose another data.pairs.rejected"
-    return DataError(f"no preference pairs to train on: {reason}", where=str(path), next=remedy)
+    return DataError(f"no preference pairs to train on: {reason}", code="LK0209", where=str(path), next=remedy)
 
 
 def _tell(facts: Facts, config: Config, longer: "Sequence[Record]") -> None:

@@ -32,7 +32,7 @@ def alone(bar: Bar) -> bool:
 
 def stumble(culprit: int, bar: Bar) -> None:
     if group.get_rank() == culprit:
-        raise DataError("that record", where="here", next="mend it")
+        raise DataError("that record", code="LK0404", where="here", next="mend it")
     group.all_reduce(torch.zeros(1))
 
 
@@ -97,20 +97,22 @@ def test_one_process_is_a_plain_child_without_a_group_and_without_a_launchers_en
 def test_an_error_of_any_process_reaches_the_user_as_it_was_raised(culprit: int) -> None:
     with pytest.raises(DataError, match="that record") as caught:
         ranks.run(stumble, culprit, processes=2, title="reading")
-    assert (caught.value.where, caught.value.next) == ("here", "mend it")
+    assert (caught.value.code, caught.value.where, caught.value.next) == ("LK0404", "here", "mend it")
 
 
 @pytest.mark.parametrize("culprit", [0, 1])
 def test_a_process_that_dies_takes_the_others_with_it_and_is_named(culprit: int) -> None:
     started = time.monotonic()
-    with pytest.raises(MachineError, match=f"process {culprit} of the 2 that were training was killed by SIGKILL"):
+    with pytest.raises(MachineError, match=f"process {culprit} of the 2 that were training was killed by SIGKILL") as caught:
         ranks.run(die, culprit, processes=2, title="training")
+    assert caught.value.code == "LK0905"
     assert time.monotonic() - started < 30
 
 
 def test_a_bug_in_one_process_is_told_rather_than_the_others_loss_of_it() -> None:
     with pytest.raises(LlmkitError, match="a bug") as caught:
         ranks.run(break_down, 1, processes=2, title="training")
+    assert caught.value.code == "LK0904"
     Path(caught.value.next.rpartition(" ")[2]).unlink()
 
 
@@ -168,7 +170,7 @@ def add_up(number, bar):
 
 def stumble(culprit, bar):
     if group.get_rank() == culprit:
-        raise errors.DataError("that record", where="here", next="mend it")
+        raise errors.DataError("that record", code="LK0404", where="here", next="mend it")
     group.all_reduce(torch.zeros(1))
 
 jobs = types.ModuleType("llmkit.jobs")
@@ -188,16 +190,20 @@ try:
     with ranks.leading():
         SCRIPT
 except errors.LlmkitError as error:
-    end(f"{error.exit_code} {error.what} {error.where}")
+    end(f"{error.exit_code} {error.code} {error.what} {error.where}")
 end(0)
 """
 OUTCOMES = {
     "two jobs": ("assert [ranks.run(add_up, n, title='x') for n in (1, 5)] == [2, 10]", "0", "0"),
     "no job": ("pass", "0", "0"),
-    "a failure between jobs": ("ranks.run(add_up, 1, title='x'); raise errors.GateError('fell short')", "1 fell short ", "1"),
-    "a failure of the first": ("ranks.run(stumble, 0, title='x')", "2 that record here", "2"),
-    "a failure of another": ("ranks.run(stumble, 1, title='x')", "2 that record here", "2"),
-    "a job from elsewhere": ("f = lambda bar: None; f.__module__ = 'os'; ranks.run(f, title='x')", "3 a job", "3"),
+    "a failure between jobs": (
+        "ranks.run(add_up, 1, title='x'); raise errors.GateError('fell short', code='LK0704')",
+        "1 LK0704 fell short ",
+        "1",
+    ),
+    "a failure of the first": ("ranks.run(stumble, 0, title='x')", "2 LK0404 that record here", "2"),
+    "a failure of another": ("ranks.run(stumble, 1, title='x')", "2 LK0404 that record here", "2"),
+    "a job from elsewhere": ("f = lambda bar: None; f.__module__ = 'os'; ranks.run(f, title='x')", "3 LK0411 a job", "3"),
 }
 
 

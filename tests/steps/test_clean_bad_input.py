@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -114,7 +115,7 @@ def _checked(code: int, out: str, err: str, before: object, source: Path) -> Ran
     assert "Traceback" not in err
     assert before is None or _prints(source) == before
     if code:
-        assert "error: " in err
+        assert re.search(r"^error LK\d{4}: ", err, re.MULTILINE)
         return Ran(code, err, {}, {})
     facts = json.loads(out)["facts"]
     found = {place: [json.loads(one) for one in Path("out", f"{place}.jsonl").read_bytes().splitlines()] for place in PLACES}

@@ -123,7 +123,7 @@ def test_a_gate_passes_identical_outputs_and_fails_a_file_with_a_corrupted_tenso
         file.write_bytes(whole[:start] + os.urandom(int(tensor.n_bytes)) + whole[start + int(tensor.n_bytes) :])
         done = shop.llmkit("eval", "--recipe", "tiny.yaml", *gate)
         assert done.returncode == 1, done.stderr
-        assert "error: the gate failed" in done.stderr
+        assert "error LK0704: the gate failed" in done.stderr
         report = json.loads((shop.folder / "runs/tiny/eval/report.json").read_text("utf-8"))
         failed = {check["kind"] for check in report["gate"]["checks"] if check["verdict"] == "fail"}
         assert {"intact", "min_retention"} <= failed

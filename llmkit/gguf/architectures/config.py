@@ -73,7 +73,7 @@ class ModelConfig(BaseModel, frozen=True, extra="ignore"):
 def demand(holds: bool, what: str, why: str) -> None:
     """Raises UsageError unless `holds`: llama.cpp would compute something else than this config.json says."""
     if not holds:
-        raise UsageError(f"cannot export this model to GGUF: {what} of its config.json", next=why)
+        raise UsageError(f"cannot export this model to GGUF: {what} of its config.json", code="LK0603", next=why)
 
 
 def number(settings: Mapping[str, Any], key: str, default: float | None = None) -> float:
@@ -84,5 +84,5 @@ def number(settings: Mapping[str, Any], key: str, default: float | None = None) 
     """
     value = settings.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-        raise DataError(f"config.json: rope settings: {key} must be a positive number, not {value!r}")
+        raise DataError(f"config.json: rope settings: {key} must be a positive number, not {value!r}", code="LK0604")
     return float(value)

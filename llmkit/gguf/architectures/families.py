@@ -25,17 +25,24 @@ def parse(raw: Mapping[str, Any], *, where: str) -> tuple[Architecture, ModelCon
     """
     names = raw.get("architectures")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not names:
-        raise DataError("config.json names no architecture", where=where, next="`architectures` must be a list of class names")
+        raise DataError(
+            "config.json names no architecture",
+            code="LK0604",
+            where=where,
+            next="`architectures` must be a list of class names",
+        )
     by_class = {name: entry for entry in ARCHITECTURES for name in entry.classes}
     if names[0] not in by_class:
-        raise UsageError(f"cannot export {names[0]} to GGUF", where=where, next=f"supported: {', '.join(sorted(by_class))}")
+        raise UsageError(
+            f"cannot export {names[0]} to GGUF", code="LK0603", where=where, next=f"supported: {', '.join(sorted(by_class))}"
+        )
     entry = by_class[names[0]]
     try:
         return entry, ModelConfig.model_validate({**entry.defaults, **raw})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"config.json: {key}: {first['msg']}", where=where) from None
+        raise DataError(f"config.json: {key}: {first['msg']}", code="LK0604", where=where) from None
 
 
 def by_name(name: str, *, where: str) -> Architecture:
@@ -48,7 +55,7 @@ def by_name(name: str, *, where: str) -> Architecture:
         if entry.name == name:
             return entry
     known = ", ".join(entry.name for entry in ARCHITECTURES)
-    raise UsageError(f"cannot read a GGUF of architecture {name!r}", where=where, next=f"supported: {known}")
+    raise UsageError(f"cannot read a GGUF of architecture {name!r}", code="LK0603", where=where, next=f"supported: {known}")
 
 
 def _permute(heads_key: str) -> Transform:

@@ -143,5 +143,5 @@ def longrope_divisors(config: ModelConfig) -> dict[str, Array]:
 def _divisors(config: ModelConfig, key: str) -> Array:
     listed, wanted = config.rope().get(key), phi3_dimensions(config) // 2
     if not isinstance(listed, list) or len(listed) != wanted:
-        raise DataError(f"config.json: rope settings: {key} must be a list of {wanted} numbers")
+        raise DataError(f"config.json: rope settings: {key} must be a list of {wanted} numbers", code="LK0604")
     return np.array([number({key: value}, key) for value in listed], np.float32)

@@ -44,7 +44,9 @@ class TextShare(TextMetric):
         says: Callable[[str], bool] | None = options.pop(self.test, None)
         super().__init__(*args, **options)
         if says is None:
-            raise UsageError(f"{self.name} needs a test", next=f"evaluate.load(path, {self.test}=lambda text: …)")
+            raise UsageError(
+                f"{self.name} needs a test", code="LK0710", next=f"evaluate.load(path, {self.test}=lambda text: …)"
+            )
         self._says = says
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
