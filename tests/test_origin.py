@@ -1,10 +1,8 @@
 """Origins: what a recipe's `model:` and `path:` may name, and what is known before anything is fetched."""
 
 import json
-import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -146,20 +144,6 @@ def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
         origin.model(str(tmp_path / "m"))
 
 
-def test_a_hub_model_that_is_not_here_can_be_planned_and_fails_clearly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    def unreachable(name: str, **options: object) -> str:
-        raise OSError("cannot reach the hub")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    found = origin.model("google/gemma-2-9b-it")
-    assert found.ready is None
-    with pytest.raises(MachineError, match="cannot reach the hub") as caught:
-        found.fetch()
-    assert "HF_ENDPOINT" in caught.value.next
-
-
 def test_a_hub_snapshot_on_this_disk_is_ready_and_keyed_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 
@@ -270,71 +254,8 @@ def test_a_hub_data_set_on_this_disk_is_ready_and_keyed_by_content(tmp_path: Pat
     assert origin.source("hub:own/er@v2").ready is None
 
 
-def test_a_data_set_is_fetched_as_data_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    asked: dict[str, object] = {}
-
-    def fetch(name: str, **options: object) -> str:
-        if options["local_files_only"]:
-            raise FileNotFoundError("not here")
-        asked.update(options, name=name)
-        return str(tmp_path / "snapshot")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    (tmp_path / "snapshot").mkdir()
-    found = origin.source("hub:own/er")
-    assert found.ready is None
-    with pytest.raises(DataError, match="this data set holds no file that is safe to read") as caught:
-        found.fetch()
-    assert "never run" in caught.value.next
-    (tmp_path / "snapshot" / "a.csv").write_text("a")
-    assert [path.name for path in origin.files_of(found.fetch())] == ["a.csv"]
-    assert (asked["name"], asked["repo_type"], asked["revision"]) == ("own/er", "dataset", "main")
-    patterns = asked["allow_patterns"]
-    assert isinstance(patterns, list)
-    assert "*.parquet" in patterns
-    assert not any(pattern.endswith(("*", ".py", ".pkl", ".bin")) for pattern in patterns if pattern != "LICENSE*")
-
-
-def test_a_hub_data_set_that_cannot_be_fetched_fails_clearly(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    def unreachable(name: str, **options: object) -> str:
-        raise OSError("cannot reach the hub")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(MachineError, match="the data set could not be downloaded: cannot reach the hub") as caught:
-        origin.source("hub:own/er").fetch()
-    assert caught.value.where == "data.sources: hub:own/er"
-
-
 @pytest.mark.parametrize("reference", ["hub:nothing", "modelscope:nothing", "hub:a/b/c", "hub:"])
 def test_what_is_no_id_is_refused_with_exit_2(reference: str) -> None:
     with pytest.raises(UsageError, match="the id of a data set is OWNER/NAME") as caught:
         origin.source(reference)
     assert caught.value.exit_code == 2
-
-
-def test_modelscope_needs_its_extra_and_its_errors_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(origin.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MachineError, match="needs an extra") as caught:
-        origin.source("modelscope:own/er")
-    assert caught.value.where == "data.sources: modelscope:own/er"
-    monkeypatch.undo()
-
-    class HubError(Exception):
-        pass
-
-    def download(name: str, **options: object) -> str:
-        assert (name, options["repo_type"], options["revision"]) == ("own/er", "dataset", "master")
-        raise HubError("no such data set")
-
-    modules = {name: ModuleType(name) for name in ("modelscope", "modelscope.hub", "modelscope.hub.errors")}
-    modules["modelscope"].__dict__.update(snapshot_download=download, __spec__=ModuleSpec("modelscope", None))
-    modules["modelscope.hub.errors"].__dict__.update(HubError=HubError)
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(MachineError, match="no such data set"):
-        origin.source("modelscope:own/er").fetch()

@@ -73,20 +73,21 @@ def _front_matter(info: CardInfo) -> str:
         ("tags", [*(["gguf"] if info.files else []), *(["lora"] if info.adapter else []), "llmkit"]),
         ("quantized_by", "llmkit" if info.files else None),
     ]
-    lines = [f"{key}: {_yaml(value)}" for key, value in pairs if value]
+    lines = [f"{key}: {yaml_value(value)}" for key, value in pairs if value]
     return "\n".join(["---", *lines, "---"])
 
 
-def _yaml(value: Any) -> str:
+def yaml_value(value: Any) -> str:
+    """A text, or a list of them, as YAML that holds just that."""
     if isinstance(value, list):
-        return f"[{', '.join(map(_yaml, value))}]"
-    return json.dumps(_visible(value), ensure_ascii=False)
+        return f"[{', '.join(map(yaml_value, value))}]"
+    return json.dumps(visible(value), ensure_ascii=False)
 
 
 def _title(info: CardInfo) -> str:
-    made = f", made from {_escaped(info.base)}" if info.base else ""
+    made = f", made from {escaped(info.base)}" if info.base else ""
     kinds = "GGUF files for llama.cpp and what is built on it" if info.files else "A model"
-    return f"# {_escaped(info.name) or 'Model'}\n\n{kinds}{made}."
+    return f"# {escaped(info.name) or 'Model'}\n\n{kinds}{made}."
 
 
 def _files(info: CardInfo) -> str:
@@ -94,7 +95,7 @@ def _files(info: CardInfo) -> str:
         return ""
     rows = ["| file | type | bits a weight | size | retention | KL |", "| --- | --- | ---: | ---: | ---: | ---: |"]
     rows += [
-        f"| {_escaped(one.name)} | {_escaped(one.type) or _UNKNOWN} | {_number(one.bits_per_weight, 2)} | {_size(one.size)} "
+        f"| {escaped(one.name)} | {escaped(one.type) or _UNKNOWN} | {_number(one.bits_per_weight, 2)} | {_size(one.size)} "
         f"| {_number(one.retention, 3)} | {_number(one.kl, 4)} |"
         for one in info.files
     ]
@@ -107,7 +108,7 @@ def _files(info: CardInfo) -> str:
 
 
 def _warnings(info: CardInfo) -> str:
-    lines = [f"- {_escaped(one.name)}: {_escaped(warning)}" for one in info.files for warning in one.warnings]
+    lines = [f"- {escaped(one.name)}: {escaped(warning)}" for one in info.files for warning in one.warnings]
     return "\n".join(["## Warnings", "", *lines]) if lines else ""
 
 
@@ -133,20 +134,18 @@ def _running(info: CardInfo) -> str:
         ]
     lines += ["", "The chat template and the tokens that end an answer are in the file."]
     if info.stops:
-        lines.append(f"An answer ends at {', '.join(map(_escaped, info.stops))}.")
+        lines.append(f"An answer ends at {', '.join(map(escaped, info.stops))}.")
     return "\n".join(lines)
 
 
 def _training(info: CardInfo) -> str:
     facts = info.training
-    lines = [
-        f"- {_escaped(key.replace('_', ' '))}: {_escaped(_told(value))}" for key, value in facts.items() if value is not None
-    ]
+    lines = [f"- {escaped(key.replace('_', ' '))}: {escaped(told(value))}" for key, value in facts.items() if value is not None]
     return "\n".join(["## Training", "", *lines]) if lines else ""
 
 
 def _lineage(info: CardInfo) -> str:
-    lines = [f"- {_escaped(step)}: {_escaped(fingerprint)}" for step, fingerprint in info.lineage.items()]
+    lines = [f"- {escaped(step)}: {escaped(fingerprint)}" for step, fingerprint in info.lineage.items()]
     if not lines:
         return ""
     return "\n".join(
@@ -154,25 +153,27 @@ def _lineage(info: CardInfo) -> str:
     )
 
 
-def _told(value: Any) -> str:
+def told(value: Any) -> str:
+    """A fact of a manifest: numbers short, anything nested as JSON."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _escaped(value: object) -> str:
+def escaped(value: object) -> str:
     """Text that Markdown and HTML leave as it is, on one line."""
-    marked = _NUMBERED.sub(r"\1\\", _MARKS.sub(r"\\\1", _visible(value)))
+    marked = _NUMBERED.sub(r"\1\\", _MARKS.sub(r"\\\1", visible(value)))
     return html.escape(marked, quote=False)
 
 
-def _visible(value: object) -> str:
-    return HIDDEN.sub(" ", str(value)).strip() if value is not None else ""
+def visible(value: object) -> str:
+    """A text without what cannot be seen, nor what YAML forbids."""
+    return re.sub(r"[\ufffe\uffff]", " ", HIDDEN.sub(" ", str(value))).strip() if value is not None else ""
 
 
 def _argument(name: str) -> str:
     """A file's name in a command that is shown as code: nothing in it is the shell's."""
-    plain = _visible(name)
+    plain = visible(name)
     return (
         plain
         if re.fullmatch(r"[\w.@%+=:,-]+", plain) and not plain.startswith("-")
