@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from llmkit import errors, progress
+from llmkit import errors, progress, telling
 
 if TYPE_CHECKING:
     from llmkit.commands.result import Result
@@ -31,14 +31,36 @@ app = typer.Typer(
 recipes_app = typer.Typer(help="The recipes that ship with llmkit.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a bundled recipe's name.")]
+
+def _offers(what: str) -> "Callable[[str], list[str]]":
+    """What a shell offers on TAB: a function of `llmkit.commands.completing`, imported only then."""
+
+    def offer(incomplete: str) -> list[str]:
+        found: list[str] = getattr(importlib.import_module("llmkit.commands.completing"), what)(incomplete)
+        return found
+
+    return offer
+
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="A recipe file, or a bundled recipe's name.", autocompletion=_offers("recipes")),
+]
 RecipeOption = Annotated[
     str | None,
     typer.Option(
-        "--recipe", "-r", help="A recipe file or a bundled recipe's name. Default: ./llmkit.yaml, else the last one run here."
+        "--recipe",
+        "-r",
+        help="A recipe file or a bundled recipe's name. Default: ./llmkit.yaml, else the last one run here.",
+        autocompletion=_offers("recipes"),
     ),
 ]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable.", autocompletion=_offers("assignments")
+    ),
+]
 Workspace = Annotated[Path, typer.Option("--workspace", help="The folder that holds the runs.")]
 Force = Annotated[bool, typer.Option("--force", help="Run even what is fresh; replace an --output that llmkit wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -56,7 +78,12 @@ Output = Annotated[Path | None, typer.Option("--output", help="With --input: the
 Model = Annotated[str | None, typer.Option("--model", help="The base: a hub id, modelscope:ID, ./path or demo:smollm2-135m.")]
 Base = Annotated[str | None, typer.Option("--base", help="Of an adapter: its base, where its manifest does not find it.")]
 Context = Annotated[int | None, typer.Option("--context", min=1, help="Tokens that prompt and answer share.")]
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="An artifact's folder.")]
+Folder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PATH", help="An artifact, a run, the folder of runs, or a .gguf file.", autocompletion=_offers("artifacts")
+    ),
+]
 
 RUNS = Path("runs")
 
@@ -96,14 +123,14 @@ def plan(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what would run and why, and the memory, disk and time it needs; nothing is run or fetched."""
+    """Show what would run and why, and the memory, disk and time it needs; nothing is run, and no weight is fetched."""
     if model is not None:
         if recipe or set_:
-            _usage("--model takes the place of a recipe and its --set")
+            _usage("--model takes the place of a recipe and its --set", json_=json_)
         _do("planning", lambda c: c.fits(model, context=context or 4096), json_=json_, quiet=quiet)
         return
     if context is not None:
-        _usage("--context goes with --model")
+        _usage("--context goes with --model", json_=json_)
     _do("planning", lambda c: c.plan(recipe, set_ or [], workspace), json_=json_, quiet=quiet)
 
 
@@ -138,7 +165,7 @@ def clean(
         )
         return
     if format_ and not input_:
-        _usage("--format goes with --input; a recipe's sources have a `format` of their own")
+        _usage("--format goes with --input; a recipe's sources have a `format` of their own", json_=json_)
     rules = {"min_turns": min_turns, "max_chars": max_chars, "to": to, "workers": workers}
     flags = _flags({f"clean.{key}": value for key, value in rules.items()})
     alone = {"given": input_, "output": output, "format": format_}
@@ -213,7 +240,7 @@ def quantize(
 ) -> None:
     """Write bitsandbytes INT8 and 4-bit checkpoints."""
     if bits is not None and any(one.startswith("quantize=") for one in set_ or ()):
-        _usage("--bits and --set quantize=… both say what to make: give one of them")
+        _usage("--bits and --set quantize=… both say what to make: give one of them", json_=json_)
     flags = [] if bits is None else [f"quantize=[{{bits: {bits}}}]"]
     alone = {"given": input_, "output": output}
     _step("quantize", recipe, set_, flags, workspace, alone=alone, force=force, allow_code=allow_code, json_=json_, quiet=quiet)
@@ -286,17 +313,17 @@ def evaluate(
     compat = [name for one in compat or () for name in one.split(",")]
     if predictions or references:
         if not (predictions and references and output):
-            _usage("--predictions, --references and --output go together")
+            _usage("--predictions, --references and --output go together", json_=json_)
         others: dict[str, object] = {"--recipe": recipe, "--set": set_, "--input": input_, "--data": data, "--model": model}
         others |= {"--baseline": baseline, "--max-drop": max_drop, "--review": review, "--ratings": ratings}
         if vain := next((name for name, value in others.items() if value), None):
-            _usage(f"{vain} does not go with --predictions; `llmkit compare` judges its reports")
+            _usage(f"{vain} does not go with --predictions; `llmkit compare` judges its reports", json_=json_)
         _do("scoring", lambda c: c.score(predictions, references, output, compat=compat, force=force), json_=json_, quiet=quiet)
         return
     asked: dict[str, object] = {
         "compat": compat or None,
         "gate.baseline": baseline,
-        "gate.max_drop": _points(max_drop) if max_drop else None,
+        "gate.max_drop": _points(max_drop, json_=json_) if max_drop else None,
         "review.models": review.split(",") if review else None,
         "review.ratings": [str(path) for path in ratings] if ratings else None,
     }
@@ -331,7 +358,7 @@ def compare(
     Exit code 1 where a drop is larger than --max-drop allows and no accident, 2 where the reports cannot be compared or
     have too few samples to tell.
     """
-    drops = _points(max_drop or [])
+    drops = _points(max_drop or [], json_=json_)
     _do("scoring", lambda c: c.compare(reports, drops, markdown=markdown, junit=junit), json_=json_, quiet=False)
 
 
@@ -363,7 +390,7 @@ def chat(
     chosen = {"system": system, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     _do(
         "chatting",
-        lambda c: c.chat(artifact, versus, workspace, base=base, context=context, json_=json_, **chosen),
+        lambda c: c.chat(artifact, versus, workspace, base=base, context=context, json_=json_, quiet=quiet, **chosen),
         json_=json_,
         quiet=quiet,
     )
@@ -422,9 +449,9 @@ def push(
 
 
 @app.command()
-def doctor(json_: Json = False) -> None:
+def doctor(workspace: Workspace = RUNS, json_: Json = False) -> None:
     """Check this machine: versions, extras, processor, GPU, disk, hubs; and say the command that mends what is wrong."""
-    _do("doctoring", lambda c: c.doctor(), json_=json_, quiet=False)
+    _do("doctoring", lambda c: c.examine(workspace), json_=json_, quiet=False)
 
 
 @recipes_app.command("list")
@@ -459,7 +486,8 @@ def init(
     json_: Json = False,
 ) -> None:
     """Write a commented recipe from a few answers, or from your data."""
-    _do("recipes", lambda c: c.init(file, from_, model, force=force), json_=json_, quiet=False)
+    ask = _ask if sys.stdin.isatty() else None
+    _do("starting", lambda c: c.init(file, from_, model, force=force, ask=ask), json_=json_, quiet=False)
 
 
 @app.command()
@@ -471,7 +499,12 @@ def validate(recipe: RecipeName, json_: Json = False) -> None:
 @app.command()
 def explain(
     what: Annotated[
-        str, typer.Argument(metavar="KEY|CODE", help="A recipe's key, such as finetune.lora.rank; or an error's code.")
+        str,
+        typer.Argument(
+            metavar="KEY|CODE",
+            help="A recipe's key, such as finetune.lora.rank; or an error's code.",
+            autocompletion=_offers("topics"),
+        ),
     ],
     json_: Json = False,
 ) -> None:
@@ -481,7 +514,9 @@ def explain(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="An artifact's folder, or a .gguf file, whoever wrote it.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="An artifact or a model folder, or a .gguf file, whoever wrote it.")
+    ],
     mask: Annotated[bool, typer.Option("--mask", help="Of a dataset: its first records as training reads them.")] = False,
     model: Model = None,
     template: Annotated[
@@ -504,14 +539,14 @@ def inspect(
         )
         return
     if model or template or limit:
-        _usage("--model, --template and --limit go with --mask")
+        _usage("--model, --template and --limit go with --mask", json_=json_)
     _do("looking", lambda c: c.inspect(path), json_=json_, quiet=False)
 
 
 @app.command()
 def verify(folder: Folder, json_: Json = False) -> None:
-    """Hash an artifact's files (or those of every artifact in a folder) again."""
-    _do("looking", lambda c: c.verify(folder), json_=json_, quiet=False)
+    """Hash the files of an artifact, of every artifact in a folder, or a GGUF file again; exit code 3 where one has changed."""
+    _do("verifying", lambda c: c.verify(folder), json_=json_, quiet=False)
 
 
 @app.command("clean-up")
@@ -522,7 +557,7 @@ def clean_up(
     quiet: Quiet = False,
 ) -> None:
     """Show what can be deleted of runs and caches, and how much it frees; --yes deletes it."""
-    _do("looking", lambda c: c.clean_up(workspace, yes=yes), json_=json_, quiet=quiet)
+    _do("clearing", lambda c: c.clean_up(workspace, yes=yes), json_=json_, quiet=quiet)
 
 
 def main() -> None:
@@ -562,7 +597,7 @@ def _step(
 ) -> None:
     """A step within a recipe, or alone where --input is given."""
     if bool(alone["given"]) != bool(alone["output"]):
-        _usage("--input and --output go together")
+        _usage("--input and --output go together", json_=json_)
     if alone["given"]:
         overrides = [*(set_ or []), *flags]
         _do(
@@ -584,7 +619,15 @@ def _step(
         )
 
 
-def _points(given: list[str]) -> dict[str, float]:
+def _ask(question: str, default: str) -> str:
+    """Put a question on the terminal; the end of input is an interruption."""
+    try:
+        return str(typer.prompt(question, default=default, err=True))
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+
+
+def _points(given: list[str], *, json_: bool) -> dict[str, float]:
     """METRIC=POINTS as numbers by metric."""
     found = {}
     for one in given:
@@ -592,7 +635,7 @@ def _points(given: list[str]) -> dict[str, float]:
         try:
             found[metric] = float(points)
         except ValueError:
-            _usage(f"--max-drop takes METRIC=POINTS, such as rougeL=1.0, and not {one!r}")
+            _usage(f"--max-drop takes METRIC=POINTS, such as rougeL=1.0, and not {one!r}", json_=json_)
     return found
 
 
@@ -610,20 +653,24 @@ def _do(family: str, command: "Callable[[Any], Result]", *, json_: bool, quiet: 
         else:
             progress.install(_sink(quiet=quiet))
             result = command(commands)
-        typer.echo(json.dumps(result.data, ensure_ascii=False) if json_ else result.text)
+        if not result.text and not result.data:
+            pass  # it has streamed what it had to say
+        elif json_:
+            typer.echo(json.dumps({**result.data, **_failed(result.failure)}, ensure_ascii=False))
+        else:
+            typer.echo(result.text)
         if result.failure:
             _fail(result.failure)
     except errors.LlmkitError as error:
-        _fail(error)
+        _fail(error, json_=json_)
     except KeyboardInterrupt:
         typer.echo("interrupted; what was finished is kept, run again to go on", err=True)
         raise SystemExit(_INTERRUPTED) from None
     except BrokenPipeError:
-        # Whoever read stdout has gone; there is no one left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
         raise SystemExit(3) from None
     except Exception as error:  # noqa: BLE001 - the one boundary
-        _fail(errors.told(error))
+        _fail(errors.told(error), json_=json_)
 
 
 def _launched() -> bool:
@@ -650,12 +697,26 @@ def _sink(*, quiet: bool) -> progress.Sink:
     return console.Live() if sys.stderr.isatty() else console.Plain()
 
 
-def _fail(error: errors.LlmkitError) -> NoReturn:
-    where = f"{error.where}: " if error.where else ""
-    then = f"; {error.next}" if error.next else ""
-    typer.echo(f"error: {where}{error.what}{then}", err=True)
+def _fail(error: errors.LlmkitError, *, json_: bool = False) -> NoReturn:
+    """Tell an error on stderr, under --json on stdout too, and exit with its code."""
+    typer.echo(telling.lines(error), err=True)
+    if json_:
+        try:
+            # In ASCII: what an error quotes may be no text, or mean something to a terminal.
+            typer.echo(json.dumps(_failed(error)))
+        except BrokenPipeError:
+            _forget_stdout()
     raise SystemExit(error.exit_code)
 
 
-def _usage(what: str) -> NoReturn:
-    _fail(errors.UsageError(what, next="see --help"))
+def _failed(error: errors.LlmkitError | None) -> dict[str, object]:
+    return {} if error is None else {"error": telling.fields(error)}
+
+
+def _forget_stdout() -> None:
+    """Whoever read stdout has gone; there is no one left to tell, at the interpreter's end either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _usage(what: str, *, json_: bool) -> NoReturn:
+    _fail(errors.UsageError(what, code="LK0105", next="see --help"), json_=json_)

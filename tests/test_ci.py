@@ -27,7 +27,7 @@ def scripts() -> list[str]:
 
 def commands() -> list[list[str]]:
     lines = [line.removeprefix("$ ") for script in scripts() for line in script.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith("llmkit ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("llmkit ")]
 
 
 def test_there_are_commands_to_check() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from llmkit import recipe
 from llmkit.cli import app
+from tests.erring import code_of
 
 HEAVY = {"torch", "transformers", "pydantic", "yaml", "numpy", "datasets", "evaluate", "rich"}
 CHATS = [
@@ -64,20 +64,6 @@ def test_every_command_answers_help() -> None:
         assert "Usage:" in out
 
 
-@pytest.mark.parametrize("name", sorted(recipe.bundled()))
-def test_every_bundled_recipe_plans_without_a_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (tmp_path / "data").mkdir()
-    write_chats(tmp_path / "data" / "chats.jsonl")
-    code, out, err = llmkit("plan", name, "--json")
-    assert code == 0, err
-    steps = [step["name"] for step in json.loads(out)["steps"]]
-    assert steps[0] == "clean"
-    assert steps[-1] == "eval"
-    text = recipe.find(name).read_text("utf-8").splitlines()
-    assert text[1].startswith(f"#   llmkit run {name}")
-
-
 def test_clean_alone_writes_a_dataset_and_says_what_it_dropped(tmp_path: Path) -> None:
     write_chats(tmp_path / "chats.jsonl", '{"messages": [{"role": "user", "content": "hi"}]}')
     arguments = ("clean", "--input", "chats.jsonl", "--output", "out", "--min-turns", "2", "--json")
@@ -117,17 +103,17 @@ def test_a_few_bad_lines_are_named_set_aside_and_counted(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "arguments", "expected"),
     [
-        ({"finetnue": {}}, (), "did you mean 'finetune'"),
-        ({"clean": {"min_turns": "many"}}, (), "clean.min_turns"),
-        ({"model": "./missing"}, (), "no such model folder"),
-        ({"data": {"sources": [{"path": "missing.jsonl"}]}}, (), "missing.jsonl"),
-        ({"clean": {"min_turns": 9}}, (), "empty dataset after cleaning"),
-        ({"finetune": {"template": "nonsense"}}, (), "nonsense"),
-        ({"finetune": {}}, ("--set", "data="), "finetune needs `data`"),
-        ({}, ("--set", "clean.min_turns"), "KEY=VALUE"),
+        ({"finetnue": {}}, (), "LK0103 did you mean 'finetune'"),
+        ({"clean": {"min_turns": "many"}}, (), "LK0103 clean.min_turns"),
+        ({"model": "./missing"}, (), "LK0302 no such model folder"),
+        ({"data": {"sources": [{"path": "missing.jsonl"}]}}, (), "LK0113 missing.jsonl"),
+        ({"clean": {"min_turns": 9}}, (), "LK0206 empty dataset after cleaning"),
+        ({"finetune": {"template": "nonsense"}}, (), "LK0315 nonsense"),
+        ({"finetune": {}}, ("--set", "data="), "LK0108 finetune needs `data`"),
+        ({}, ("--set", "clean.min_turns"), "LK0104 KEY=VALUE"),
     ],
 )
-def test_bad_input_is_one_line_on_stderr_and_exit_2(
+def test_bad_input_is_one_error_on_stderr_and_exit_2(
     tmp_path: Path, change: dict[str, object], arguments: tuple[str, ...], expected: str
 ) -> None:
     write_chats(tmp_path / "chats.jsonl")
@@ -135,9 +121,39 @@ def test_bad_input_is_one_line_on_stderr_and_exit_2(
     code, out, err = llmkit("run", "r.yaml", "--quiet", *arguments)
     assert code == 2, err
     assert out == ""
-    assert expected in err
-    assert len(err.strip().splitlines()) == 1
-    assert "Traceback" not in err
+    coded, _, said = expected.partition(" ")
+    assert code_of(err) == coded
+    assert said in err
+
+
+def test_under_json_an_error_is_an_object_on_stdout_too(tmp_path: Path) -> None:
+    code, out, err = llmkit("validate", "sp\x1b[2Jam", "--json")
+    found = json.loads(out)["error"]
+    assert (code, found["code"], found["where"]) == (2, code_of(err), "sp\x1b[2Jam")
+    assert set(found) == {"code", "what", "where", "next"}
+    assert "\x1b" not in out + err
+    assert "sp\\x1b[2Jam" in err
+
+
+def test_under_json_options_that_do_not_go_together_are_an_object_too() -> None:
+    code, out, err = llmkit("clean", "--input", "x", "--json")
+    assert (code, json.loads(out)["error"]["code"], code_of(err)) == (2, "LK0105", "LK0105")
+
+
+def test_a_result_that_fails_is_one_object_under_json(tmp_path: Path) -> None:
+    """What was found and what is wrong with it: two objects would be no JSON."""
+    (tmp_path / "m.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\0" * 16)
+    code, out, err = llmkit("inspect", "m.gguf", "--json")
+    found = json.loads(out)
+    assert (code, found["error"]["code"], code_of(err)) == (1, "LK0624", "LK0624")
+    assert len(found) > 1
+
+
+def test_an_error_that_no_one_reads_is_no_traceback() -> None:
+    script = f"{sys.executable} -m llmkit validate nowhere --json | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert code_of(done.stderr) == "LK0101"
 
 
 def test_a_step_without_its_upstream_artifact_says_so(tmp_path: Path) -> None:
@@ -196,6 +212,7 @@ def test_a_mistake_of_ours_is_one_line_and_a_log(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(recipes, "list_recipes", broken)
     code, _, err = llmkit("recipes", "list")
     assert code == 3
+    assert code_of(err) == "LK0904"
     assert "llmkit has a bug: ZeroDivisionError: oops" in err
     log = Path(err.rsplit(" ", 1)[1].strip())
     assert "ZeroDivisionError" in log.read_text("utf-8")

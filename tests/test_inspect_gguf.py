@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from llmkit import artifact
 from llmkit.artifact import Kind, Manifest
 from llmkit.cli import app
+from tests.erring import code_of
 from tests.gguf.test_lint import TEMPLATE, write
 
 DAMAGE = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -34,6 +35,7 @@ def test_an_error_is_printed_and_exits_with_1(tmp_path: Path) -> None:
     code, out, err = inspect(write(tmp_path / "m.gguf", {TEMPLATE: None}))
     assert code == 1
     assert "error: the file has no chat template [chat-template]" in out
+    assert code_of(err) == "LK0624"
     assert "1 error found" in err
 
 
@@ -78,15 +80,15 @@ def test_a_files_words_cannot_move_the_cursor(tmp_path: Path) -> None:
     assert "\\u001b[2J" in out
 
 
-@pytest.mark.parametrize("name", ["nowhere.gguf", "nowhere"])
-def test_what_is_not_there_is_named(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "expected"), [("nowhere.gguf", "LK0113"), ("nowhere", "LK0112")])
+def test_what_is_not_there_is_named(name: str, expected: str, tmp_path: Path) -> None:
     code, _, err = inspect(tmp_path / name)
-    assert (code, "error: " in err, err.count("\n")) == (2, True, 1)
+    assert (code, code_of(err)) == (2, expected)
 
 
 @given(cut=st.floats(0, 1, exclude_max=True), flips=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4))
 @DAMAGE
-def test_a_damaged_file_is_one_line_or_a_finding(
+def test_a_damaged_file_is_one_error_or_a_finding(
     cut: float, flips: list[tuple[float, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from llmkit.gguf import lint
@@ -99,5 +101,5 @@ def test_a_damaged_file_is_one_line_or_a_finding(
     path.write_bytes(raw[: int(cut * len(raw))] if not flips else raw)
     code, out, err = inspect(path)
     assert code in (1, 2) if not flips else code in (0, 1, 2)
-    assert code != 2 or (not out and err.startswith("error: ") and err.count("\n") == 1)
+    assert code != 2 or (not out and code_of(err) == "LK0601")
     assert "bug" not in err

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from llmkit.commands import looking
 from llmkit.artifact import Artifact
 from llmkit.cli import app
+from llmkit.commands import looking
 from llmkit.report import samples
 
 CHAT = [

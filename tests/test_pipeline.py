@@ -153,7 +153,7 @@ def test_every_check_runs_before_any_work(
     chain: Chain, steps: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse() -> None:
-        raise UsageError("no template")
+        raise UsageError("no template", code="LK0315")
 
     last = replace(chain.nodes[-1], check=refuse)
     with pytest.raises(UsageError, match="no template"):

@@ -251,7 +251,7 @@ def test_where_namespaces_are_refused_a_note_says_what_is_weaker(monkeypatch: py
 
     def run(program: str, test: str, *, limits: Limits, isolation: str) -> Outcome:
         if isolation == "namespaces":
-            raise MachineError("no", where="Operation not permitted: unshare")
+            raise MachineError("no", code="LK0718", where="Operation not permitted: unshare")
         return Outcome(True)
 
     monkeypatch.setattr(sandbox, "run", run)

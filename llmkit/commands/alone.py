@@ -37,7 +37,9 @@ def alone(job: Alone, name: str | None, overrides: Sequence[str], *, force: bool
     if known and known.fingerprint == fingerprint and not force:
         return _published(job, known, fresh=True)
     if any(one.path.resolve() == job.output.resolve() for one in inputs.values()):
-        raise UsageError(f"{job.verb} would replace what it reads", where=str(job.output), next="name another --output")
+        raise UsageError(
+            f"{job.verb} would replace what it reads", code="LK0107", where=str(job.output), next="name another --output"
+        )
     _claim(job.output, force=force)
     node.check()
     return _published(
@@ -60,7 +62,7 @@ def _claim(output: Path, *, force: bool) -> None:
     ours = artifact.load(output) is not None
     if not force or not ours:
         hint = "name another --output" + (", or --force to replace it" if ours else "")
-        raise UsageError("the output is there already", where=str(output), next=hint)
+        raise UsageError("the output is there already", code="LK0107", where=str(output), next=hint)
 
 
 def _settings(job: Alone, name: str | None, overrides: Sequence[str]) -> Recipe:
@@ -114,7 +116,7 @@ def _quantize_alone(job: Alone, settings: Recipe, allow: Allowed) -> tuple[Node,
     from llmkit.steps import quantize
 
     if len(settings.quantize) != 1:
-        raise UsageError("quantize alone makes one checkpoint", next="say --bits 8 or --bits 4")
+        raise UsageError("quantize alone makes one checkpoint", code="LK0106", next="say --bits 8 or --bits 4")
     return Node("quantize", quantize, settings.quantize[0], {}), {
         "model": artifact_at(Path(job.given), Kind.MODEL, "config.json")
     }
@@ -126,7 +128,7 @@ def _export_alone(job: Alone, settings: Recipe, allow: Allowed) -> tuple[Node, d
     assert settings.export
     config, inputs = settings.export, {"model": artifact_at(Path(job.given), Kind.MODEL, "config.json")}
     if config.adapter:
-        raise UsageError("an adapter is exported by a recipe's run", next="use `llmkit export --recipe`")
+        raise UsageError("an adapter is exported by a recipe's run", code="LK0618", next="use `llmkit export --recipe`")
     if job.data:
         inputs["dataset"] = dataset_at(Path(job.data))
     if job.model:
@@ -147,7 +149,9 @@ def _eval_alone(job: Alone, settings: Recipe, allow: Allowed) -> tuple[Node, dic
 
     assert settings.eval
     if not job.data:
-        raise UsageError("eval alone needs --data, a dataset folder with test.jsonl", next="make one with `llmkit clean`")
+        raise UsageError(
+            "eval alone needs --data, a dataset folder with test.jsonl", code="LK0106", next="make one with `llmkit clean`"
+        )
     config, inputs = settings.eval, {"dataset": dataset_at(Path(job.data))}
     if job.model:
         inputs["base"] = _base(job)
@@ -162,7 +166,9 @@ def _eval_alone(job: Alone, settings: Recipe, allow: Allowed) -> tuple[Node, dic
         alone = "merged" if found.manifest.step == "merge" else "base"
         inputs[variants.row_name(folder.resolve().name) if job.model else alone] = found
     if config.tasks and not any(one.manifest.kind in (Kind.MODEL, Kind.QUANTIZED) for one in inputs.values()):
-        raise UsageError("benchmarks need a Hugging Face model beside it", where=job.given, next="name it with --model")
+        raise UsageError(
+            "benchmarks need a Hugging Face model beside it", code="LK0106", where=job.given, next="name it with --model"
+        )
     files = pipeline.evaluation_files(config)
     rows = [variants.row_name(inputs[name].path.stem) if name == "file" else name for name in inputs if name != "dataset"]
     rows += [config.endpoint.name] if config.endpoint else []
@@ -181,11 +187,14 @@ def _measurable(folder: Path) -> Artifact:
     known = artifact.load(folder)
     if known and known.manifest.kind is Kind.ADAPTER:
         raise UsageError(
-            "an adapter alone answers nothing", where=str(folder), next="merge it first, as `llmkit merge --input`"
+            "an adapter alone answers nothing",
+            code="LK0112",
+            where=str(folder),
+            next="merge it first, as `llmkit merge --input`",
         )
     if known and known.manifest.kind is Kind.GGUF:
         files = ", ".join(name for name in known.manifest.files if name.endswith(".gguf"))
-        raise UsageError("this folder holds GGUF files", where=str(folder), next=f"name one of them: {files}")
+        raise UsageError("this folder holds GGUF files", code="LK0112", where=str(folder), next=f"name one of them: {files}")
     return artifact_at(folder, Kind.MODEL, "config.json", Kind.QUANTIZED)
 
 
@@ -201,5 +210,7 @@ _ALONE: Mapping[str, Callable[[Alone, Recipe, Allowed], tuple[Node, dict[str, Ar
 
 def _base(job: Alone) -> Artifact:
     if not job.model:
-        raise UsageError(f"{job.verb} alone needs --model, the base", next="for example --model demo:gemma-3-270m")
+        raise UsageError(
+            f"{job.verb} alone needs --model, the base", code="LK0106", next="for example --model demo:gemma-3-270m"
+        )
     return here(origin.model(job.model))

@@ -22,6 +22,8 @@ def artifact_at(folder: Path, kind: Kind, needs: str, *others: Kind) -> Artifact
         return artifact.expect(folder, kind, *others)
     if not (folder / needs).is_file():
         raise DataError(
-            f"this is no {kind} folder: it has no {needs}" if folder.is_dir() else f"no such {kind} folder", where=str(folder)
+            f"this is no {kind} folder: it has no {needs}" if folder.is_dir() else f"no such {kind} folder",
+            code="LK0112",
+            where=str(folder),
         )
     return artifact.foreign(folder, kind, cache_folder=origin.cache_folder())

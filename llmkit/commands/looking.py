@@ -1,4 +1,4 @@
-"""`llmkit inspect` and `verify`: what artifacts and GGUF files hold, and whether it is what was published."""
+"""`llmkit inspect`: what artifacts, models and GGUF files hold, and what they were made of."""
 
 import json
 import re
@@ -9,33 +9,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit import artifact, origin
-from llmkit.artifact import Kind
-from llmkit.commands import given
+from llmkit.artifact import Artifact, Kind
+from llmkit.commands import given, workspace
 from llmkit.commands.result import Result
-from llmkit.errors import DataError, FidelityError, GateError, LlmkitError, UsageError
+from llmkit.errors import DataError, GateError, LlmkitError, UsageError
+from llmkit.report import lineage
+from llmkit.report.gguf import visible
 
 if TYPE_CHECKING:
     from llmkit.engine import mask
 
+_REDO = "run the recipe again with --force, or restore the file"
+
 
 def inspect(path: Path) -> Result:
-    """What an artifact says of itself; of GGUF files, what stands in them and what is wrong with them.
+    """What an artifact says of itself and what it was made of; of GGUF files, what stands in them and what is wrong with them.
+
+    A model or adapter folder of someone else's is told by its configuration.
 
     Raises:
-        UsageError: neither an artifact nor a GGUF file.
-        DataError: a GGUF file that is damaged.
+        UsageError: neither an artifact nor a model nor a GGUF file.
+        DataError: a GGUF file, a manifest or a configuration that is damaged.
     """
     if path.suffix.lower() == ".gguf" and not path.is_dir():
         text, data = _inspected_gguf(path)
         return Result(text, data, _failure([data], path))
-    found = artifact.expect(path, *Kind)
+    found = lineage.read(path)
+    if found is None:
+        return _inspected_foreign(path)
     manifest = found.manifest
+    traced, tree = _lineage(found)
     lines = [
-        f"{manifest.kind} made by {manifest.step}, {found.size_bytes / 1e6:.1f} MB, fingerprint {manifest.fingerprint[:16]}"
+        f"{manifest.kind} made by {visible(manifest.step)}, {found.size_bytes / 1e6:.1f} MB, "
+        f"fingerprint {visible(manifest.fingerprint[:16])}",
+        *_facts(manifest.facts),
+        *(["made of", *tree] if tree else []),
+        *(f"the whole report: {page}" for page in [path / "report.html"] if page.is_file()),
     ]
-    lines += [f"input {role}: {fingerprint[:16]}" for role, fingerprint in manifest.inputs.items()]
-    lines += [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in manifest.facts.items()]
-    told = json.loads((path / artifact.MANIFEST).read_text("utf-8"))
+    told = {**json.loads((path / artifact.MANIFEST).read_text("utf-8")), "lineage": lineage.data(traced)}
     if manifest.kind is not Kind.GGUF:
         return Result("\n".join(lines), told)
     inspected = [_inspected_gguf(file) for file in _first_parts(path)]
@@ -43,6 +54,33 @@ def inspect(path: Path) -> Result:
     return Result(
         "\n\n".join(["\n".join(lines), *(text for text, _ in inspected)]), {**told, "gguf": files}, _failure(files, path)
     )
+
+
+def _facts(facts: Mapping[str, Any]) -> list[str]:
+    return [visible(f"{key}: {json.dumps(value, ensure_ascii=False)}") for key, value in facts.items()]
+
+
+def _lineage(found: Artifact) -> tuple[dict[str, lineage.Origin], list[str]]:
+    known = lineage.by_fingerprint(workspace.around(found.path))
+    traced = lineage.trace(found, known, {})
+    if any(one.path is None for one in traced.values()):  # only then is it worth reading recipes for their names
+        traced = lineage.trace(found, known, workspace.labels(found.path))
+    return traced, lineage.render(found.fingerprint, traced)
+
+
+def _inspected_foreign(path: Path) -> Result:
+    from llmkit.commands import foreign
+
+    facts = foreign.describe(path)
+    if facts is None:
+        if (path / artifact.MANIFEST).is_file():
+            raise DataError(
+                f"{artifact.MANIFEST} is damaged, or of another version of llmkit", code="LK0114", where=str(path), next=_REDO
+            )
+        artifact.expect(path, *Kind)
+    assert facts
+    head = f"{facts['kind']} that llmkit did not make"
+    return Result("\n".join([head, *_facts({key: value for key, value in facts.items() if key != "kind"})]), facts)
 
 
 def _first_parts(folder: Path) -> Iterator[Path]:
@@ -66,7 +104,9 @@ def _failure(inspected: Sequence[Mapping[str, Any]], path: Path) -> LlmkitError 
     errors = sum(finding["severity"] == "error" for one in inspected for finding in one["findings"])
     if not errors:
         return None
-    return GateError(f"{errors} error{'s' if errors > 1 else ''} found", where=str(path), next="see above what to do")
+    return GateError(
+        f"{errors} error{'s' if errors > 1 else ''} found", code="LK0624", where=str(path), next="see above what to do"
+    )
 
 
 def inspect_mask(folder: Path, model: str | None, template: str, *, limit: int, color: bool) -> Result:
@@ -81,7 +121,7 @@ def inspect_mask(folder: Path, model: str | None, template: str, *, limit: int, 
     from llmkit.report import samples
 
     if not model:
-        raise UsageError("inspect --mask needs --model, the base", next="for example --model demo:gemma-3-270m")
+        raise UsageError("inspect --mask needs --model, the base", code="LK0106", next="for example --model demo:gemma-3-270m")
     records = _first_records(given.dataset_at(folder).path, limit)  # before a model is fetched
     lines, found = [], []
     for name, tokens, shown in _masked(records, given.here(origin.model(model)).path, template):
@@ -102,7 +142,7 @@ def _first_records(dataset: Path, limit: int) -> list[dict[str, Any]]:
     path = dataset / ("train.jsonl" if (dataset / "train.jsonl").exists() else "test.jsonl")
     records = list(islice(read_records(path), limit))
     if not records:
-        raise DataError("the dataset has no record to show", where=str(path))
+        raise DataError("the dataset has no record to show", code="LK0217", where=str(path))
     extras: list[dict[str, Any]] = [{} if one.rejected is None else {"rejected": one.rejected} for one in records]
     return [{"id": one.id, "messages": one.messages, **extra} for one, extra in zip(records, extras, strict=True)]
 
@@ -115,21 +155,3 @@ def _masked(records: Sequence[Mapping[str, Any]], base: Path, name: str) -> Iter
     for record in records:
         for shown in mask.show(record, tokenizer, template):
             yield record["id"], tokenizer.convert_ids_to_tokens(shown.encoded.input_ids), shown
-
-
-def verify(folder: Path) -> Result:
-    """Hash every file of an artifact, or of every artifact below `folder`, again.
-
-    Raises:
-        UsageError: there is no artifact.
-        FidelityError: a file is missing, changed or unknown.
-    """
-    folders = [folder] if artifact.load(folder) else sorted(path.parent for path in folder.glob(f"*/{artifact.MANIFEST}"))
-    found = [artifact.expect(one, *Kind) for one in folders] or [artifact.expect(folder, *Kind)]
-    problems = [f"{one.path}: {problem}" for one in found for problem in artifact.verify(one)]
-    if problems:
-        raise FidelityError(
-            "; ".join(problems), where=str(folder), next="run the recipe again with --force, or restore the files"
-        )
-    count = sum(len(one.manifest.files) for one in found)
-    return Result(f"{len(found)} artifacts, {count} files: all as recorded", {"artifacts": len(found), "files": count})

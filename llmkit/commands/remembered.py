@@ -26,7 +26,7 @@ def recall(workspace: Path, name: str | None, overrides: Sequence[str]) -> tuple
         last = json.loads((workspace / "last.json").read_text("utf-8"))
         given, kept = str(last["recipe"]), [str(one) for one in last["set"]]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        raise UsageError("which recipe?", next="say --recipe NAME, for example --recipe quickstart") from None
+        raise UsageError("which recipe?", code="LK0101", next="say --recipe NAME, for example --recipe quickstart") from None
     shown = "".join(f" --set {one}" for one in kept)
     progress.note(f"recipe: {given}{shown} (the last one run here)")
     return given, [*kept, *overrides]

@@ -69,10 +69,10 @@ def judged(gate: Mapping[str, Any] | None) -> LlmkitError | None:
         return None
     why = judging.failure(gate)
     if gate["verdict"] == "fail":
-        return GateError(f"the gate failed: {why}")
+        return GateError(f"the gate failed: {why}", code="LK0704")
     few = any(check["samples_needed"] for check in gate["checks"])
     remedy = "give it more samples, or allow a larger drop" if few else "measure that, or leave the limit or the row out"
-    return DataError(f"the gate cannot tell: {why}", next=remedy)
+    return DataError(f"the gate cannot tell: {why}", code="LK0705", next=remedy)
 
 
 def width() -> int:

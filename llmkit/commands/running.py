@@ -40,7 +40,10 @@ def step(
     targets = [node.name for node in pipeline.lay_out(chosen).nodes if verb == node.step.VERB]
     if not targets:
         raise UsageError(
-            f"the recipe {chosen.name} has no {verb} step", where=given, next=f"add a `{verb}:` section, or use --input"
+            f"the recipe {chosen.name} has no {verb} step",
+            code="LK0108",
+            where=given,
+            next=f"add a `{verb}:` section, or use --input",
         )
     return _execute(chosen, workspace, targets=targets, force=force, allow=allow)
 
@@ -66,7 +69,10 @@ def explain_record(
     made = artifact.expect(dataset, Kind.DATASET)
     if made.manifest.step != clean.VERB:
         raise UsageError(
-            f"made by {made.manifest.step}, not by clean", where=str(dataset), next="name what `llmkit clean` wrote"
+            f"made by {made.manifest.step}, not by clean",
+            code="LK0112",
+            where=str(dataset),
+            next="name what `llmkit clean` wrote",
         )
     end, entry = story.find(made.path, record)
     config = clean.Config(**made.manifest.config)

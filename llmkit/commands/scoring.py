@@ -15,6 +15,7 @@ def score(predictions: Path, references: Path, output: Path, *, compat: Sequence
     if output.exists() and not force:
         raise UsageError(
             "the output is there already",
+            code="LK0107",
             where=str(output),
             next="name another --output, or --force to replace its report.json",
         )
@@ -38,7 +39,7 @@ def compare(names: Sequence[str], max_drop: Mapping[str, float], *, markdown: Pa
     from llmkit.report import junit as unit
 
     if junit and not max_drop:
-        raise UsageError("--junit tells of a gate", next="add --max-drop METRIC=POINTS")
+        raise UsageError("--junit tells of a gate", code="LK0105", next="add --max-drop METRIC=POINTS")
     compared = comparing.compare(names, max_drop=max_drop, score=judging.tallies)
     data = compared.to_json()
     for path in filter(None, (markdown, junit)):

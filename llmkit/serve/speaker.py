@@ -9,7 +9,7 @@ Message = Mapping[str, str]  # role, content
 
 @dataclass(frozen=True)
 class Wish:
-    """How to answer. `max_tokens` None: as long as the context allows; `temperature` 0 is greedy; `seed` None: another each time.
+    """How to answer. `max_tokens` None: as long as the context allows; `temperature` 0: greedy; `seed` None: another each time.
 
     `stop`: texts that end an answer and are no part of it.
     """
