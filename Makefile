@@ -8,7 +8,7 @@ LLMKIT_ORACLE ?= .oracle
 $(shell test "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" || rm -f $(STAMP))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check bench oracle clean
+.PHONY: help setup run test test-fast test-slow check docs bench oracle clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -25,11 +25,18 @@ test: check ## check, then every test, the slow ones included (minutes)
 test-fast: setup ## the tests that need no real model
 	$(BIN)/pytest -m "not slow"
 
+test-slow: setup ## the tests on real models and of whole chains, every recipe's among them (minutes)
+	$(BIN)/pytest -m slow
+
 check: setup ## ruff, mypy and the import rules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup ## write the generated parts of docs/ anew and build the pages into site/; no network
+	$(BIN)/python -m docs.generate
+	$(BIN)/mkdocs build --strict --quiet
 
 bench: setup ## run the benchmarks one after another
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; PYTHONPATH=. $(BIN)/python "$$file" || exit 1; done
