@@ -85,7 +85,8 @@ def sha256_file(path: Path) -> str:
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as JSON so that `path` holds either the old text or the new, whatever happens."""
-    temporary = path.with_name(path.name + ".tmp")
+    # Two processes may write the same file of the shared cache.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as stream:
         json.dump(value, stream, ensure_ascii=False, indent=2, allow_nan=False)
         stream.write("\n")
@@ -144,8 +145,8 @@ def changed_since(found: Artifact) -> bool:
 
 def publish(staging: Path, final: Path, manifest: Manifest) -> Artifact:
     """Hash what `staging` holds, write its manifest, and move the folder to `final`, whose old artifact it replaces."""
-    for leftover in (MANIFEST, f"{MANIFEST}.tmp"):
-        (staging / leftover).unlink(missing_ok=True)
+    for leftover in (staging / MANIFEST, *staging.glob(f"{MANIFEST}.*.tmp")):
+        leftover.unlink(missing_ok=True)
     files = {
         path.relative_to(staging).as_posix(): {"sha256": sha256_file(path), "size": path.stat().st_size}
         for path in files_in(staging)

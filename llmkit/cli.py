@@ -110,7 +110,10 @@ def run(
 
 @app.command()
 def plan(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="As for run; default as for the steps.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="As for run; default as for the steps.", autocompletion=_offers("recipes")),
+    ] = None,
     set_: Overrides = None,
     workspace: Workspace = RUNS,
     model: Annotated[
@@ -367,7 +370,9 @@ def chat(
     artifact: Annotated[
         str | None,
         typer.Argument(
-            metavar="[ARTIFACT]", help="An adapter, model, quantized or GGUF; default: what the last run would ship."
+            metavar="[ARTIFACT]",
+            help="An adapter, model, quantized or GGUF; default: what the last run would ship.",
+            autocompletion=_offers("artifacts"),
         ),
     ] = None,
     versus: Annotated[
@@ -398,7 +403,10 @@ def chat(
 
 @app.command()
 def serve(
-    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="An adapter, model, quantized or GGUF.")],
+    artifact: Annotated[
+        str,
+        typer.Argument(metavar="ARTIFACT", help="An adapter, model, quantized or GGUF.", autocompletion=_offers("artifacts")),
+    ],
     base: Base = None,
     host: Annotated[
         str, typer.Option("--host", help="The address to listen on; beyond this machine only with a key.")
@@ -437,7 +445,9 @@ def serve(
 
 @app.command()
 def push(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder.")],
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder.", autocompletion=_offers("artifacts"))
+    ],
     to: Annotated[str, typer.Argument(metavar="TO", help="OWNER/NAME on the Hugging Face hub, or modelscope:OWNER/NAME.")],
     private: Annotated[bool, typer.Option("--private", help="A repository that others do not see.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Upload; without it, only show what would be.")] = False,
@@ -515,7 +525,12 @@ def explain(
 @app.command()
 def inspect(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="An artifact or a model folder, or a .gguf file, whoever wrote it.")
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="An artifact or a model folder, or a .gguf file, whoever wrote it.",
+            autocompletion=_offers("artifacts"),
+        ),
     ],
     mask: Annotated[bool, typer.Option("--mask", help="Of a dataset: its first records as training reads them.")] = False,
     model: Model = None,

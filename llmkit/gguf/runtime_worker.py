@@ -18,7 +18,6 @@ _WARNINGS = 2
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes, and may only stop an answer
     # A Ctrl-C in the terminal and a service manager's SIGTERM reach the whole group; the parent decides when this ends.
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)

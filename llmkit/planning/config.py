@@ -46,6 +46,8 @@ COPIES = {
     "Qwen/Qwen3-0.6B-Base": "Qwen3-0.6B",
     "Qwen/Qwen2.5-7B": "Qwen2.5-7B",
     "Qwen/Qwen2.5-7B-Instruct": "Qwen2.5-7B",
+    "Qwen/Qwen2.5-Coder-7B": "Qwen2.5-7B",
+    "Qwen/Qwen2.5-Coder-7B-Instruct": "Qwen2.5-7B",
 }
 _DEMOS = {"demo:gemma-3-270m": "gemma-3-270m", "demo:smollm2-135m": "SmolLM2-135M"}
 
