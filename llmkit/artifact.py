@@ -6,6 +6,7 @@ the folder is renamed into place. What a killed run leaves is a staging folder, 
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,12 +106,34 @@ def files_in(folder: Path) -> Iterator[Path]:
 def load(folder: Path) -> Artifact | None:
     """The artifact in `folder`, or None where there is none (or none that this version can read)."""
     try:
-        raw = json.loads((folder / MANIFEST).read_text("utf-8"))
+        raw = json.loads((folder / MANIFEST).read_text("utf-8"), parse_constant=_finite, parse_float=_finite)
         if raw.get("schema") != SCHEMA:
             return None
-        return Artifact(folder, Manifest(**{**raw, "kind": Kind(raw["kind"])}))
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError, KeyError):
+        manifest = Manifest(**{**raw, "kind": Kind(raw["kind"])})
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return None
+    return Artifact(folder, manifest) if _is_whole(manifest) else None
+
+
+def _finite(text: str) -> float:
+    """As `write_json` writes them; raises ValueError for NaN, Infinity or 1e999."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no number")
+    return number
+
+
+def _is_whole(manifest: Manifest) -> bool:
+    """Whether a manifest, which anyone may have written, holds what one holds."""
+    mappings = (manifest.config, manifest.inputs, manifest.files, manifest.facts, manifest.versions)
+    return (
+        all(isinstance(one, Mapping) for one in mappings)
+        and all(isinstance(one, str) for one in (manifest.step, manifest.fingerprint, *manifest.inputs.values()))
+        and all(_is_entry(one) for one in manifest.files.values())
+    )
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, Mapping) and isinstance(entry.get("sha256"), str) and type(entry.get("size")) is int
 
 
 def expect(folder: Path, *kinds: Kind) -> Artifact:
@@ -119,17 +142,19 @@ def expect(folder: Path, *kinds: Kind) -> Artifact:
     Raises:
         UsageError: there is none, or it is another kind.
     """
-    wanted = " or ".join(kinds)
+    wanted = "artifact" if set(kinds) == set(Kind) else f"{' or '.join(kinds)} artifact"
     found = load(folder)
     if found is None:
         raise UsageError(
-            f"no {wanted} artifact here",
+            f"no {wanted} here",
             code="LK0112",
             where=str(folder),
             next="name a folder that llmkit wrote (it holds manifest.json)",
         )
     if found.manifest.kind not in kinds:
-        raise UsageError(f"this is a {found.manifest.kind} artifact, not a {wanted}", code="LK0112", where=str(folder))
+        raise UsageError(
+            f"this is a {found.manifest.kind} artifact, not a {' or '.join(kinds)}", code="LK0112", where=str(folder)
+        )
     return found
 
 

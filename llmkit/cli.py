@@ -429,7 +429,7 @@ def serve(
         list[Path] | None, typer.Option("--sensitive", metavar="FILE", help="Words to refuse in and keep out; repeatable.")
     ] = None,
     drain: Annotated[float, typer.Option("--drain-seconds", min=0, help="What SIGTERM leaves accepted requests.")] = 300,
-    json_: Json = False,
+    json_: Annotated[bool, typer.Option("--json", help="A JSON object a line on stdout: ready, then ended.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Serve an artifact as an OpenAI-compatible HTTP server with continuous batching."""

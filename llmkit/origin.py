@@ -12,8 +12,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from llmkit import artifact, hubs, progress
 from llmkit.artifact import Artifact, Facts, Kind, Manifest
@@ -40,7 +41,8 @@ _ABOUT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md")
 # Data only: no script of a data set is fetched, let alone run.
 HUB_DATA_FILES = (*(f"*{ending}" for ending in DATA_SUFFIXES), "LICENSE*")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_ABSENT = ("LK0113", "LK0201")
 _SIDES = ("train.jsonl", "valid.jsonl", "test.jsonl")
 
 
@@ -165,6 +167,24 @@ def file(path: str) -> Origin:
     return Origin(path, found.fingerprint, found, lambda: found)
 
 
+def awaited(find: Callable[..., Origin]) -> Callable[..., Origin]:
+    """`source` or `file`, for a plan: what is not there yet is an origin that is not ready."""
+
+    def found_or_awaited(path: str, **options: Any) -> Origin:
+        try:
+            return find(path, **options)
+        except DataError as error:
+            if error.code not in _ABSENT:
+                raise
+            return Origin(path, artifact.digest("awaited", path), None, partial(_raise, error))
+
+    return found_or_awaited
+
+
+def _raise(error: DataError) -> NoReturn:
+    raise error
+
+
 def is_data_file(path: Path) -> bool:
     """Whether a file's name says that it holds records."""
     return path.name.lower().endswith(DATA_SUFFIXES) and path.name not in _ABOUT_DATA
@@ -220,7 +240,9 @@ def _local_source(path: str) -> Artifact:
         _check_member(member)
     matched = [member for member in found_here if member.is_file()]
     if not matched:
-        raise DataError("no file matches", code="LK0201", where=path)
+        raise DataError(
+            "no file matches", code="LK0201", where=path, next="put data there, or name another place; paths count from here"
+        )
     return _foreign(root, cache_folder=cache_folder(), members=matched)
 
 

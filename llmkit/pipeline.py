@@ -99,16 +99,22 @@ class Done:
     seconds: float
 
 
-def lay_out(recipe: Recipe, *, allow: Allowed = NOTHING) -> Chain:
-    """The chain that a recipe describes; a part it leaves out is not run."""
+def lay_out(recipe: Recipe, *, allow: Allowed = NOTHING, await_files: bool = False) -> Chain:
+    """The chain that a recipe describes; a part it leaves out is not run.
+
+    `await_files`: data and word lists may be missing, for a plan of what is to come.
+
+    Raises:
+        UsageError, DataError: what the recipe names is not there, or its parts do not fit together.
+    """
+    source: Callable[..., Origin] = origin.awaited(origin.source) if await_files else origin.source
+    file: Callable[..., Origin] = origin.awaited(origin.file) if await_files else origin.file
     origins = {"base": origin.model(recipe.model)}
     nodes: list[Node] = []
     if recipe.data:
-        sources = {
-            f"source.{index}": origin.source(s.path, languages=s.languages) for index, s in enumerate(recipe.data.sources)
-        }
+        sources = {f"source.{index}": source(s.path, languages=s.languages) for index, s in enumerate(recipe.data.sources)}
         origins |= sources
-        files = {f"rules.{index}": origin.file(path) for index, path in enumerate(clean.rule_files(recipe.clean))}
+        files = {f"rules.{index}": file(path) for index, path in enumerate(clean.rule_files(recipe.clean))}
         origins |= files
         config = _clean_config(recipe)
         check = partial(clean.check, config, allow_code=allow.code)
@@ -131,7 +137,7 @@ def lay_out(recipe: Recipe, *, allow: Allowed = NOTHING) -> Chain:
     if recipe.export:
         nodes.append(_exporting(recipe, recipe.export, origins))
     if recipe.eval:
-        nodes.append(_evaluation(recipe, model, quantized, origins, allow))
+        nodes.append(_evaluation(recipe, model, quantized, origins, allow, file))
     if not nodes:
         raise UsageError(
             "the recipe asks for nothing", code="LK0108", where=recipe.name, next="add data, finetune, quantize, export or eval"
@@ -205,7 +211,14 @@ def _exporting(recipe: Recipe, config: export.Config, origins: dict[str, Origin]
     return Node("export", export, config, inputs, check)
 
 
-def _evaluation(recipe: Recipe, model: str, quantized: Mapping[str, str], origins: dict[str, Origin], allow: Allowed) -> Node:
+def _evaluation(
+    recipe: Recipe,
+    model: str,
+    quantized: Mapping[str, str],
+    origins: dict[str, Origin],
+    allow: Allowed,
+    file: Callable[[str], Origin],
+) -> Node:
     if not recipe.data or not recipe.eval:
         raise UsageError(
             "eval needs `data`",
@@ -220,7 +233,7 @@ def _evaluation(recipe: Recipe, model: str, quantized: Mapping[str, str], origin
         inputs |= {"merged": model, "adapter": "finetune"}
     if recipe.export:
         inputs["gguf"] = "export"
-    files = evaluation_files(config)
+    files = evaluation_files(config, file)
     origins |= files
     rows = ["base", *(["merged"] if recipe.finetune else []), *quantized, *([config.endpoint.name] if config.endpoint else [])]
     check = partial(
@@ -234,7 +247,7 @@ def _evaluation(recipe: Recipe, model: str, quantized: Mapping[str, str], origin
     return Node("eval", evaluation, config, {**inputs, **{role: role for role in files}}, check)
 
 
-def evaluation_files(config: settings.Config) -> dict[str, Origin]:
+def evaluation_files(config: settings.Config, file: Callable[[str], Origin] = origin.file) -> dict[str, Origin]:
     """What an evaluation reads beside models and data, by role; all of it counts by its content."""
     paths = {f"words.{index}": path for index, path in enumerate(config.sensitive)}
     if config.review:
@@ -245,7 +258,7 @@ def evaluation_files(config: settings.Config) -> dict[str, Origin]:
         from llmkit.engine import harness_tasks
 
         paths |= {f"task.{index}": str(path) for index, path in enumerate(harness_tasks.local_files(config.tasks))}
-    found = {role: origin.file(path) for role, path in paths.items()}
+    found = {role: file(path) for role, path in paths.items()}
     if config.gate and config.gate.baseline and judging.is_folder(config.gate.baseline):
         found["baseline"] = origin.report(config.gate.baseline)
     return found

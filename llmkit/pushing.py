@@ -185,7 +185,7 @@ def _card(found: Artifact, repo: str, known: Known, names: Sequence[str]) -> Hub
         command=known.command,
         facts={key: facts[key] for key in (_CLEANED if is_data else _TRAINED) if facts.get(key) is not None},
         lineage={**{role: fingerprint for role, fingerprint, _ in reversed(line)}, found.manifest.step: found.fingerprint},
-        written=written.read_text("utf-8") if written else None,
+        written=written.read_text("utf-8", "replace") if written else None,
     )
 
 
@@ -251,4 +251,5 @@ def _languages(found: Artifact, reports: Sequence[Artifact]) -> Iterator[str]:
                 return
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-    yield from found.manifest.config.get("languages") or ()
+    kept = found.manifest.config.get("languages")
+    yield from (one for one in kept if isinstance(one, str)) if isinstance(kept, list) else ()

@@ -40,11 +40,13 @@ def _name(base: Artifact) -> str:
 def licence_of(base: Artifact) -> str | None:
     """As the base's facts say, or the front matter of its model card."""
     known, card = base.facts.get("licence"), base.path / "README.md"
-    if known or not card.is_file():
+    if known and isinstance(known, str):
         return known
-    found = re.match(
-        r"---\n(?:(?!---).*\n)*?license:[ \t]*([\w.-]{1,60})[ \t]*\n", card.read_text("utf-8", "replace")[:_FRONT_MATTER]
-    )
+    if not card.is_file():
+        return None
+    with card.open(encoding="utf-8", errors="replace") as stream:
+        head = stream.read(_FRONT_MATTER)
+    found = re.match(r"---\n(?:(?!---).*\n)*?license:[ \t]*([\w.-]{1,60})[ \t]*\n", head)
     return found[1] if found else None
 
 

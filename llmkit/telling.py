@@ -12,9 +12,9 @@ MAX_CHARS = 8_000  # of a field: a library may quote a whole model in its messag
 
 
 def lines(error: LlmkitError) -> str:
-    """`error CODE: WHAT`, and below it `where:` and `next:` where there is something to say; further lines are indented."""
+    """`error CODE: WHAT`, below it `where:` if that is known, and `next:`; further lines are indented."""
     parts = [f"error {error.code}: {_indented(error.what)}"]
-    for label, text in (("where", error.where), ("next", error.next)):
+    for label, text in (("where", error.where), ("next", _next(error))):
         if text:
             parts.append(f"  {label}: {_indented(text)}")
     return "\n".join(parts)
@@ -22,7 +22,7 @@ def lines(error: LlmkitError) -> str:
 
 def fields(error: LlmkitError) -> dict[str, str]:
     """code, what, where and next, as they are."""
-    return {"code": error.code, "what": error.what, "where": error.where, "next": error.next}
+    return {"code": error.code, "what": error.what, "where": error.where, "next": _next(error)}
 
 
 def harmless(text: str) -> str:
@@ -30,6 +30,10 @@ def harmless(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(one if _prints(one) else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def _next(error: LlmkitError) -> str:
+    return error.next or f"`llmkit explain {error.code}` says more"
 
 
 def _prints(one: str) -> bool:

@@ -96,6 +96,29 @@ def test_a_manifest_that_is_not_ours_is_no_artifact(tmp_path: Path, text: str) -
         artifact.expect(tmp_path, Kind.DATASET)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({name: 5} for name in ("config", "inputs", "files", "facts", "versions", "step", "fingerprint")),
+        {"inputs": {"base": ["x"]}},
+        {"files": {"weights": {"sha256": "ab"}}},
+        {"files": {"weights": {"sha256": "ab", "size": True}}},
+        {"facts": {"seconds": float("nan")}},
+        {"config": {"lr": float("inf")}},
+    ],
+)
+def test_a_manifest_whose_parts_are_something_else_is_none(tmp_path: Path, change: dict[str, object]) -> None:
+    artifact.publish(stage(tmp_path / "s", b="x"), tmp_path / "a", manifest())
+    place = tmp_path / "a" / "manifest.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), **change}))
+    assert artifact.load(tmp_path / "a") is None
+
+
+def test_a_manifest_without_end_is_none(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    assert artifact.load(tmp_path) is None
+
+
 def test_a_foreign_folder_is_fingerprinted_by_content(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     folder = stage(tmp_path / "model", a="one")

@@ -96,6 +96,8 @@ def test_training_that_the_next_run_goes_on_from_is_kept_and_one_for_other_setti
     (wanted,) = (one for one in planned if one.node.name == "finetune")
     going = f"runs/mine/.staging/finetune-{wanted.fingerprint[:16]}"
     write(f"{going}/checkpoints/checkpoint-20/model", OTHER.format("finetune") + "/checkpoints/checkpoint-20/model")
+    assert listed() == [], "a run with other options may go on from it"
+    age(Path("runs"))
     told = clean_up("--yes")
     assert [item["path"] for item in told["items"]] == [OTHER.format("finetune")]
     assert [one["path"] for one in told["kept"]] == [going]
@@ -106,28 +108,61 @@ def test_an_artifact_that_the_recipe_no_longer_makes_can_go_once_no_report_rests
     write_recipe(recipe, quantize=[{"bits": 4}])
     assert listed() == [], "the report still measured it"
     publish_all(recipe, place / "runs")
+    assert listed() == [], "made a moment ago: an option may have asked for it"
+    age(Path("runs"))
     assert listed() == ["runs/mine/quantize-int8"]
 
 
-@pytest.mark.parametrize("reason", ["other recipe", "broken recipe", "no recipe", "stranger's file", "link", "a base not here"])
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "other recipe",
+        "other ending",
+        "broken recipe",
+        "no recipe",
+        "stranger's file",
+        "stranger's folder",
+        "link",
+        "a base not here",
+    ],
+)
 def test_it_stays_where_that_is_not_sure(reason: str, recipe: Path, place: Path) -> None:
     write_recipe(recipe, quantize=[{"bits": 4}])
     publish_all(recipe, place / "runs")
     folder = Path("runs/mine/quantize-int8")
     if reason == "other recipe":
         write_recipe(place / "s.yaml", name="other", model="./runs/mine/quantize-int8")
+    elif reason == "other ending":
+        write_recipe(place / "s.yml", name="other", model="./runs/mine/quantize-int8")
     elif reason == "broken recipe":
         (place / "s.yaml").write_text("name: mine\nquantise: [{bits: 8}]\n")
     elif reason == "no recipe":
         recipe.unlink()
     elif reason == "stranger's file":
         write(f"{folder}/notes.txt")
+    elif reason == "stranger's folder":
+        write(f"{folder}/checkpoints/mine", "runs/mine/merge/checkpoints/mine")
     elif reason == "a base not here":
         shutil.rmtree("model")
     else:
         folder.rename("elsewhere")
         folder.symlink_to(place / "elsewhere")
+    age(place)
     assert listed() == []
+
+
+def test_a_recipe_beside_the_workspace_counts_from_wherever_it_is_asked(
+    recipe: Path, place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    whole = {"model": str(place / "model"), "data": {"sources": [{"path": str(place / "chats.jsonl")}]}}
+    write_recipe(recipe, quantize=[{"bits": 4}], **whole)
+    publish_all(recipe, place / "runs")
+    age(place)
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    asked = ("--workspace", str(place / "runs"))
+    assert listed(*asked) == [str(place / "runs/mine/quantize-int8")]
+    write_recipe(place / "s.yaml", name="other", model="./runs/mine/quantize-int8")
+    assert listed(*asked) == []
 
 
 def test_a_run_that_is_at_work_is_left_alone(recipe: Path) -> None:
@@ -268,6 +303,7 @@ def test_it_deletes_exactly_what_it_listed_and_no_verdict_changes(
     for step in staged if linked else ():
         other = Path(OTHER.format(step)) if linked == "inside" else folder
         os.link(OTHER.format(step) + "/half", other / f"second-{step}")
+    age(folder / "runs")
     last_good = [Path(f"runs/mine/.{step}.old") for step in retired if not Path("runs/mine", step).exists()]
     before, plan, size = set(folder.rglob("*")), verdicts(path, folder / "runs"), used(folder)
     told = clean_up(*(["--yes"] if yes else []))

@@ -91,6 +91,11 @@ def test_a_library_that_crashes_is_a_finding(tmp_path: Path, monkeypatch: pytest
     assert "SIGSEGV" in crash.what
 
 
+@pytest.mark.parametrize("line", ["{'a': 1}\n", "{\n", "[]\n", "\ufffd\n", '{"name": "x"}\n', "5\n"])
+def test_what_a_library_prints_is_no_finding(line: str) -> None:
+    assert examining._said(line) == {}
+
+
 def test_a_probe_that_hangs_is_ended_and_what_was_known_before_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(SITE)
     for name, value in {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}", "HANG": "llmkit.doctor.packages"}.items():

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from llmkit import pipeline, recipe
 from llmkit.cli import app
 from llmkit.commands import recipes, starting
-from llmkit.errors import DataError, LlmkitError, UsageError
+from llmkit.errors import DataError, LlmkitError, MachineError, UsageError
 from llmkit.starting import choices, writing
 from llmkit.starting.choices import Choice
 from llmkit.starting.survey import survey
@@ -276,6 +276,19 @@ def test_an_unwritable_place_is_an_error_of_ours(here: Path) -> None:
     for place in ("file/r.yaml", str(here)):
         with pytest.raises(LlmkitError):
             starting.init(Path(place), "data.jsonl", "a/b", force=True, ask=None)
+
+
+def test_a_full_disk_costs_nothing_that_was_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, *_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    (here / "old.yaml").write_text("name: old\n")
+    monkeypatch.setattr(Path, "write_text", full)
+    for name in ("old.yaml", "new.yaml"):
+        with pytest.raises(MachineError):
+            writing.put(Path(name), "name: new\n", force=name == "old.yaml")
+    assert (here / "old.yaml").read_text() == "name: old\n"
+    assert [path.name for path in here.glob("*.yaml*")] == ["old.yaml"]
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from llmkit import artifact, hubs, origin, pushing
 from llmkit.artifact import Artifact, Kind, Manifest
 from llmkit.cli import app
+from llmkit.commands import pushing as pushing_command
 from llmkit.errors import DataError, FidelityError, LlmkitError, MachineError, UsageError
 from llmkit.hubs import Parcel, Repo, huggingface
 from llmkit.pushing import Known
@@ -416,3 +417,22 @@ def test_changed_files_are_a_failed_proof(run: dict[str, Artifact]) -> None:
     (run["merge"].path / "config.json").unlink()
     with pytest.raises(FidelityError, match=r"missing: config.json"):
         pushing.pack(run["merge"], "me/x", Known())
+
+
+def test_a_name_that_a_terminal_would_obey_is_spelled_out(run: dict[str, Artifact], tmp_path: Path) -> None:
+    (run["finetune"].path / "x\x1b[31m").write_bytes(b"x")
+    shown = pushing_command.push(run["finetune"].path, "me/mine", private=False, yes=False).text
+    assert "x\\u001b[31m" in shown
+    assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize("name", ["../mine", "./mine", "me/..", "-me/mine", "me/"])
+def test_what_is_no_repository_s_name_is_refused(name: str, run: dict[str, Artifact]) -> None:
+    with pytest.raises(UsageError, match="names no repository"):
+        pushing_command.push(run["finetune"].path, name, private=False, yes=False)
+
+
+@pytest.mark.parametrize("languages", [5, "zh", [1, None], {"zh": 1}])
+def test_a_configuration_of_a_stranger_s_ends_in_no_traceback(languages: object, tmp_path: Path) -> None:
+    found = make(tmp_path / "a", Kind.MODEL, "merge", MODEL, config={"languages": languages, "origin": ["x"]})
+    assert "language:" not in pushing.pack(found, "me/mine", Known()).card

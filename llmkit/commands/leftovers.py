@@ -71,17 +71,17 @@ def know(place: Path, runs: Sequence[Path]) -> Known:
                     unclear.add(chosen.name)  # fingerprints are other ones once it is here
             except LlmkitError:
                 unclear.add(chosen.name)
-    places = {path for chosen in recipes for path in _named(chosen)}
+    places = {path for chosen in recipes for root in workspace.roots(place) for path in _named(chosen, root)}
     found = [one for run in runs for folder in workspace.folders(run) if (one := lineage.read(folder))]
     roots = [one for one in found if _kept(one, planned, unclear) or one.path.resolve() in places]
     return Known(planned, frozenset(unclear), frozenset(places), frozenset(wanted | _reached(roots, found)))
 
 
-def _named(chosen: Recipe) -> Iterator[Path]:
-    """Every place that a recipe's values may name."""
+def _named(chosen: Recipe, root: Path) -> Iterator[Path]:
+    """Every place that a recipe's values may name, where it is run in `root`."""
     for text in _texts(chosen.model_dump(mode="json")):
         try:
-            path = Path(text).expanduser().resolve()
+            path = (root / Path(text).expanduser()).resolve()
         except (OSError, ValueError, RuntimeError):
             continue
         yield from (path, *path.parents[:2])
@@ -115,28 +115,25 @@ def _reached(roots: Iterable[Artifact], found: Sequence[Artifact]) -> set[str]:
     return reached
 
 
-def of_run(run: Path, known: Known) -> Iterator[Leftover]:
+def of_run(run: Path, known: Known, *, now: float) -> Iterator[Leftover]:
     """What one run's folder can do without."""
-    yield from _staged(run, known)
+    yield from _staged(run, known, now)
     yield from _retired(run)
     for folder in workspace.folders(run):
         found = None if folder.name.startswith(".") else lineage.read(folder)
-        if found is None:
-            continue
-        if _superseded(found, known):
+        # An option of the command line may have asked for it, which no recipe tells: `quantize --bits 4`.
+        if found and _superseded(found, known) and _idle(folder, now) > _IDLE["artifact"]:
             yield Leftover(folder, "no recipe here makes it any more, and nothing refers to it")
-        elif (folder / "checkpoints").is_dir() and not any(name.startswith("checkpoints/") for name in found.manifest.files):
-            yield Leftover(folder / "checkpoints", "checkpoints of a training that has finished")
 
 
-def resumable(run: Path, known: Known) -> list[Path]:
-    """What a killed run left and the next one goes on from."""
-    return [path for path, _ in _staging(run) if _goes_on(path, run, known)]
+def resumable(run: Path, known: Known, *, now: float) -> list[Path]:
+    """What a killed run left and the next one may go on from."""
+    return [path for path, _ in _staging(run) if _goes_on(path, run, known, now)]
 
 
-def _staged(run: Path, known: Known) -> Iterator[Leftover]:
+def _staged(run: Path, known: Known, now: float) -> Iterator[Leftover]:
     for path, node in _staging(run):
-        if not _goes_on(path, run, known):
+        if not _goes_on(path, run, known, now):
             yield Leftover(path, f"what a {node} that was killed or changed has left")
 
 
@@ -146,10 +143,12 @@ def _staging(run: Path) -> Iterator[tuple[Path, str]]:
             yield path, named["node"]
 
 
-def _goes_on(path: Path, run: Path, known: Known) -> bool:
+def _goes_on(path: Path, run: Path, known: Known, now: float) -> bool:
     verb = path.name.partition("-")[0]
     if verb not in _RESUMABLE:
         return False
+    if _idle(path, now) <= _IDLE["artifact"]:  # a run with other options may, such as `eval --max-drop`
+        return True
     if run.name in known.unclear or run.name not in known.planned:
         return True
     going = {f"{one.node.name}-{one.fingerprint[:16]}" for one in known.planned[run.name] if not one.fresh}
@@ -304,10 +303,12 @@ def all_of(place: Path, runs: Sequence[Path]) -> tuple[list[Leftover], list[Path
     """Everything that can go, and what only seems so: a killed run's work that the next one goes on from."""
     now = time.time()
     known = know(place, workspace.runs(place))
-    mine = chain.from_iterable(of_run(run, known) for run in runs)
+    mine = chain.from_iterable(of_run(run, known, now=now) for run in runs)
     alone = [
         Leftover(path, f"what a step alone that was killed has left of {name}, a week old or more")
         for path, name in _staging(place)
         if _idle(path, now) > _IDLE["artifact"]
     ]
-    return [*mine, *alone, *of_cache(known, now=now), *logs(now=now)], [path for run in runs for path in resumable(run, known)]
+    return [*mine, *alone, *of_cache(known, now=now), *logs(now=now)], [
+        path for run in runs for path in resumable(run, known, now=now)
+    ]

@@ -8,7 +8,7 @@ from typing import Any
 from llmkit import artifact, pipeline, recipe
 from llmkit.artifact import Artifact
 from llmkit.commands.remembered import recall
-from llmkit.commands.result import Result
+from llmkit.commands.result import Result, width
 from llmkit.commands.running import verdict
 from llmkit.errors import LlmkitError
 from llmkit.pipeline import Chain, Planned
@@ -24,10 +24,10 @@ def plan(name: str | None, overrides: Sequence[str], workspace: Path) -> Result:
     """A verdict and a reason for every step, and what those that run need; nothing is run, fetched or remembered."""
     given, kept = recall(workspace, name, overrides)
     chosen = recipe.load(recipe.find(given), kept)
-    chain = pipeline.lay_out(chosen)
+    chain = pipeline.lay_out(chosen, await_files=True)
     planned = pipeline.plan(chain, workspace / chosen.name)
     here = machine.look(workspace)
-    missing = [found.label for found in chain.origins.values() if not found.ready]
+    missing: list[dict[str, Any]] = [{"name": one.label, "bytes": None} for one in chain.origins.values() if not one.ready]
     entries = [{**verdict(one), "after": _after(one, planned), "need": None, "advice": None} for one in planned]
     told: dict[str, Any] = {
         "recipe": chosen.name,
@@ -40,17 +40,19 @@ def plan(name: str | None, overrides: Sequence[str], workspace: Path) -> Result:
         base = _config(chosen, chain)
         shape = shapes.of_config(base.raw, where=base.where)
     except LlmkitError as error:
-        told |= {"fetch": missing, "notes": [f"no memory or time is told: {error.what} ({error.next})"]}
-        return Result(report.render(told), told)
+        told |= {"notes": [f"no memory or time is told: {error.what} ({error.next})"], "total": None}
+        return Result(report.render(told, width=width()), told)
     if not base.here:
         notes.append(f"sizes from {base.where}")
     worlds = _Worlds(chosen, chain, planned, shape, here)
     for one, entry in zip(planned, entries, strict=True):
         if not one.fresh:
             entry.update(worlds.needs(one))
-    fetch = [f"{label} ({report.gigabytes(_fetched(base, shape))})" if label == chosen.model else label for label in missing]
-    told |= {"fetch": fetch, "notes": notes, "total": _total(entries)}
-    return Result(report.render(told), told)
+    for found in missing:
+        if found["name"] == chosen.model:
+            found["bytes"] = _fetched(base, shape)
+    told |= {"notes": notes, "total": _total(entries)}
+    return Result(report.render(told, width=width()), told)
 
 
 def fits(model: str, *, context: int) -> Result:
@@ -69,7 +71,7 @@ def fits(model: str, *, context: int) -> Result:
     if any(one["method"] == "lora" and one["phases"]["loading"] > one["phases"]["training"] for one in table["training"]):
         notes.append("training loads the base in float32 on every device before it is shared out: that is what must fit")
     told = {"model": model, "from": found.where, "parameters": shape.parameters, "context": context, **table, "notes": notes}
-    return Result(report.render_fits(told), told)
+    return Result(report.render_fits(told, width=width()), told)
 
 
 class _Worlds:

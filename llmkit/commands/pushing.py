@@ -2,16 +2,19 @@
 
 import importlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llmkit import artifact, hubs, origin, pipeline, progress, pushing, recipe
 from llmkit.artifact import Artifact, Kind
+from llmkit.commands import workspace
 from llmkit.commands.result import Result
 from llmkit.errors import LlmkitError, UsageError
 from llmkit.pushing import Known, Pack
 from llmkit.recipe import Recipe
+from llmkit.report import lineage
+from llmkit.report.gguf import visible
 
 _HUBS = {"": "huggingface", "modelscope": "modelscope"}
 
@@ -49,22 +52,22 @@ def push(path: Path, to: str, *, private: bool, yes: bool) -> Result:
         done = hub.publish(repo, hubs.Parcel(made.files, message, private, made.licence))
     lines = [f"pushed to {done.url}"]
     if done.others:
-        lines.append(f"there before and not of this artifact, left as they are: {', '.join(done.others)}")
+        lines.append(f"there before and not of this artifact, left as they are: {', '.join(map(visible, done.others))}")
     return Result("\n".join(lines), {**data, "sent": True, "url": done.url, "others": list(done.others)})
 
 
 def _shown(made: Pack, to: str, *, private: bool) -> list[str]:
     who = "private" if private else "public, unless it is there and private already"
     lines = [f"to {to}, a {made.repo_type} repository ({who}):"]
-    sizes = {name: _size(given) for name, given in made.files.items()}
+    sizes = {visible(name): _size(given) for name, given in made.files.items()}
     width = max(map(len, sizes))
     lines += [f"  {name:<{width}}  {_readable(size):>9}" for name, size in sizes.items()]
     for why in dict.fromkeys(made.kept.values()):
-        lines.append(f"stays here ({why}): {', '.join(name for name, one in made.kept.items() if one == why)}")
+        lines.append(f"stays here ({why}): {', '.join(visible(name) for name, one in made.kept.items() if one == why)}")
     if made.repo_type == "model":
-        base = f"the base, {made.base}" if made.base else "the base"
+        base = f"the base, {visible(made.base)}" if made.base else "the base"
         lines.append(
-            f"licence: {made.licence}, that of {base}; see that you may pass it on"
+            f"licence: {visible(made.licence)}, that of {base}; see that you may pass it on"
             if made.licence
             else f"licence: that of {base}, which llmkit does not know; add it to the card"
         )
@@ -97,9 +100,11 @@ def _size(given: Path | bytes) -> int:
 def _known(found: Artifact) -> Known:
     """What lies beside the artifact, and the recipe that made it, where it is still the same."""
     run = found.path.resolve().parent
-    beside = [one for one in map(artifact.load, sorted(run.iterdir())) if one and one.path != found.path.resolve()]
+    beside = [one for one in map(lineage.read, workspace.folders(run)) if one and one.path != found.path.resolve()]
     reports = sorted((one for one in beside if one.manifest.kind is Kind.REPORT), key=_age, reverse=True)
-    others = [*(one for one in beside if one.manifest.kind is not Kind.REPORT), *_cached()]
+    # Demo models and those made of GGUF files: bases that have a manifest of their own.
+    cached = [one for one in map(lineage.read, workspace.cached()) if one]
+    others = [*(one for one in beside if one.manifest.kind is not Kind.REPORT), *cached]
     given = _recipe(run, found)
     if given is None:
         return Known([*reports, *others])
@@ -114,14 +119,6 @@ def _known(found: Artifact) -> Known:
 
 def _age(one: Artifact) -> float:
     return (one.path / artifact.MANIFEST).stat().st_mtime
-
-
-def _cached() -> Iterator[Artifact]:
-    """The demo models and those made of GGUF files: bases that have a manifest of their own."""
-    for kind in ("demo", "gguf"):
-        for folder in sorted((origin.cache_folder() / kind).glob("*")):
-            if one := artifact.load(folder):
-                yield one
 
 
 def _recipe(run: Path, found: Artifact) -> tuple[str, Sequence[str], Recipe] | None:

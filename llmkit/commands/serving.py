@@ -3,14 +3,18 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from llmkit import progress
 from llmkit.commands.result import Result
 from llmkit.errors import MachineError
+
+if TYPE_CHECKING:
+    from llmkit.serve import running
 
 _PARALLEL = 8
 
@@ -45,25 +49,24 @@ def serve(
         **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
     found = opening.find(artifact, base=base)
-
-    def ready(now: running.Ready) -> None:
-        limits = f"context {now.context}, {now.parallel} at once"
-        line = f"serving {now.model} at {now.url} ({now.runtime}, {limits})"
-        typer.echo(json.dumps({"event": "ready", **asdict(now)}, ensure_ascii=False) if json_ else line)
-
     stop = running.Stop()
     with running.signals(stop):
         try:
             done = running.serve(
                 lambda: opening.open_speaker(found, context=context, parallel=parallel or _PARALLEL, backend=backend),
                 settings,
-                ready=ready,
+                ready=partial(_tell, json_=json_),
                 stop=stop,
             )
         except running.StoppedError:
             progress.note("ended while the model was loading")
             return Result("served nothing", _data({}, 0))
     return _result(done)
+
+
+def _tell(now: "running.Ready", *, json_: bool) -> None:
+    line = f"serving {now.model} at {now.url} ({now.runtime}, context {now.context}, {now.parallel} at once)"
+    typer.echo(json.dumps({"event": "ready", **asdict(now)}, ensure_ascii=False) if json_ else line)
 
 
 def _result(done: Any) -> Result:

@@ -10,6 +10,7 @@ from llmkit.errors import LlmkitError
 from llmkit.recipe import Recipe
 
 _MOST_ENTRIES = 5000  # of one folder: a neighbour may be anything
+_MOST_RECIPES = 1000
 _CACHED = ("demo", "gguf")
 
 
@@ -41,13 +42,14 @@ def around(folder: Path) -> list[Path]:
 
 
 def recipes(workspace: Path) -> tuple[list[Recipe], list[str]]:
-    """Every recipe that a run here may have been made by: the last one run, those in this folder, the bundled ones.
+    """Every recipe that a run here may have been made by: the last one run, those in this folder and beside the workspace,
+    and the bundled ones.
 
     And the texts of those that do not fit the schema: what such a one names is not known, and may be anything.
     """
     found: list[Recipe] = []
     unread: list[str] = []
-    for name, overrides in [*_last(workspace), *((str(path), ()) for path in _files())]:
+    for name, overrides in [*_last(workspace), *((str(path), ()) for path in _files(workspace))]:
         try:
             found.append(recipe.load(recipe.find(name), overrides))
         except LlmkitError:
@@ -63,9 +65,15 @@ def _last(workspace: Path) -> list[tuple[str, tuple[str, ...]]]:
         return []
 
 
-def _files() -> list[Path]:
-    here = [path for pattern in ("*.yaml", "recipes/*.yaml") for path in islice(sorted(Path().glob(pattern)), 100)]
-    return [*here, *recipe.bundled().values()]
+def roots(workspace: Path) -> list[Path]:
+    """The folders that recipes may have been run in: this one, and the one that holds the workspace."""
+    return list(dict.fromkeys((Path.cwd(), workspace.resolve().parent)))
+
+
+def _files(workspace: Path) -> list[Path]:
+    patterns = [(root, pattern) for root in roots(workspace) for pattern in ("*.y*ml", "recipes/*.y*ml")]
+    near = [path for root, pattern in patterns for path in islice(sorted(root.glob(pattern)), _MOST_RECIPES)]
+    return [*near, *recipe.bundled().values()]
 
 
 def _text(path: Path) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from llmkit.doctor.finding import Finding
 
@@ -52,7 +53,13 @@ def _run(group: str, folder: Path, limit_seconds: float) -> Iterator[Finding]:
     command = [sys.executable, "-m", "llmkit.doctor", group, str(folder)]
     started = time.monotonic()
     child = subprocess.Popen(  # noqa: S603 - ourselves
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8", start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
     )
     timer = threading.Timer(limit_seconds, os.killpg, (child.pid, signal.SIGKILL))
     timer.start()
@@ -60,7 +67,7 @@ def _run(group: str, folder: Path, limit_seconds: float) -> Iterator[Finding]:
     try:
         assert child.stdout
         for line in child.stdout:
-            told = json.loads(line) if line.startswith("{") else {}  # a library may print, too
+            told = _said(line)
             at = told.get("begins", at)
             if "level" in told:
                 yield Finding(**told)
@@ -71,6 +78,15 @@ def _run(group: str, folder: Path, limit_seconds: float) -> Iterator[Finding]:
     if status:
         late = time.monotonic() - started >= limit_seconds
         yield _broken(at, f"no answer within {limit_seconds:g} s" if late else _ending(status))
+
+
+def _said(line: str) -> dict[str, Any]:
+    """What a line of a child holds; {} for one that a library has printed."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) and {"begins", "level"} & told.keys() else {}
 
 
 def _ending(status: int) -> str:

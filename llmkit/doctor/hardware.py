@@ -25,7 +25,7 @@ _LITTLE_MEMORY = 4 * 2**30
 
 
 def processor(folder: Path) -> Iterator[Finding]:
-    flags = _flags()
+    flags = machine.flags()
     sets = [shown for flag, shown in _SETS.items() if flag in flags]
     seen = machine.look(folder)
     yield Finding(
@@ -75,14 +75,6 @@ def sandbox(folder: Path) -> Iterator[Finding]:
         "with --allow-code-exec, a program that a model writes can read your files, but write none and use no network",
         "on Ubuntu: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0; in a container: run it with user namespaces",
     )
-
-
-def _flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return set()
-    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith(("flags", "Features"))), set())
 
 
 def _name() -> str:

@@ -62,6 +62,10 @@ class Engine:
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
+    @property
+    def alive(self) -> bool:
+        return self._dead is None
+
     def ask(self, prompt: Sequence[int], choice: Choice) -> Request:
         """Begin an answer. Raises MachineError once the model has failed."""
         with self._lock:
@@ -93,12 +97,15 @@ class Engine:
 
     def _listen(self) -> None:
         """Hand each result to its request; when the manager has died, tell all of them."""
-        while self._dead is None:
-            running = self._manager.is_running()
-            if (found := self._manager.get_result(timeout=_LISTEN_SECONDS)) is not None:
-                self._hand(found)
-            elif not running:
-                self._end(_broken(self._manager.background_thread_status.fatal_error))
+        try:
+            while self._dead is None:
+                running = self._manager.is_running()
+                if (found := self._manager.get_result(timeout=_LISTEN_SECONDS)) is not None:
+                    self._hand(found)
+                elif not running:
+                    self._end(_broken(self._manager.background_thread_status.fatal_error))
+        finally:  # whatever ended this thread, nobody may wait for it
+            self._end(MachineError("the model's answers are no longer listened to", code="LK0805"))
 
     def _hand(self, found: Any) -> None:
         done = found.is_finished()

@@ -65,6 +65,11 @@ class Request:
 
 
 class Engine(Protocol):
+    """`alive`: False once it has failed for good, or was closed."""
+
+    @property
+    def alive(self) -> bool: ...
+
     def ask(self, prompt: Sequence[int], choice: Choice) -> Request:
         """Begin an answer of at most `choice.decoding.max_new_tokens` tokens. Raises MachineError once the model failed."""
 

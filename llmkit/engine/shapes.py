@@ -36,7 +36,7 @@ def describe(raw: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         config = AutoConfig.for_model(kind, **plain)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (*BROKEN, StrictDataclassError, ImportError, ArithmeticError, AssertionError, RecursionError) as error:
+    except (*BROKEN, StrictDataclassError, ImportError, ArithmeticError, AssertionError, LookupError, RecursionError) as error:
         what = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise DataError(
             f"transformers builds no model of this config.json: {what}", code="LK0950", where=where, next=_NEXT

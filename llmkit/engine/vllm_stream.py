@@ -40,6 +40,10 @@ class Engine:
             self._end_loop()
             raise
 
+    @property
+    def alive(self) -> bool:
+        return not self._closed and not self._llm.errored
+
     def ask(self, prompt: Sequence[int], choice: Choice) -> Request:
         """Begin an answer. Raises MachineError where the model was shut down."""
         if self._closed:

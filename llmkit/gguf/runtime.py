@@ -35,6 +35,7 @@ Message = Mapping[str, str]
 _LOAD_SECONDS = 300.0
 _CALL_SECONDS = 60.0
 _TOKEN_SECONDS = 2.0  # per token of prompt and answer: far slower than any machine that can hold the model
+_CHARACTER_SECONDS = 1e-4  # to tokenize one: ten times what it takes
 _LOG_LINES = 8
 _LOG_BYTES = 1 << 16
 _SLOTS = 4
@@ -118,10 +119,16 @@ class LlamaServer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop()
 
+    @property
+    def alive(self) -> bool:
+        """Whether llama.cpp still runs."""
+        return (child := self._child) is not None and child.poll() is None
+
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids. `add_special`: put BOS/EOS where the file says so; `parse_special`: read special tokens in the text."""
         body = {"content": text, "add_special": add_special, "parse_special": parse_special}
-        return [int(index) for index in self._post("/tokenize", body)["tokens"]]
+        seconds = _CALL_SECONDS + _CHARACTER_SECONDS * len(text)
+        return [int(index) for index in self._post("/tokenize", body, seconds=seconds)["tokens"]]
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt that the embedded template makes of `messages`, ready for an answer.
@@ -132,13 +139,10 @@ class LlamaServer:
             DataError: the template refuses these messages.
         """
         status, answer = self._request("/apply-template", {"messages": [dict(message) for message in messages]})
-        if status != http.client.OK:
-            raise DataError(
-                f"the chat template refuses these messages: {_message(answer).splitlines()[-1]}",
-                code="LK0317",
-                where=str(self._path),
-            )
-        return str(answer["prompt"])
+        if status == http.client.OK:
+            return str(answer["prompt"])
+        why = (_message(answer).splitlines() or ["no reason given"])[-1]
+        raise DataError(f"the chat template refuses these messages: {why}", code="LK0317", where=str(self._path))
 
     def chat(self, messages: Sequence[Message], *, max_tokens: int, temperature: float = 0.0) -> Generation:
         """The answer to `messages`, raw text: nothing is parsed out of it and special tokens are not shown."""

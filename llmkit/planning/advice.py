@@ -77,8 +77,9 @@ def _answering(settings: Settings, _: World) -> Iterator[Changes]:
 
 
 def _fewer_files(settings: Settings, _: World) -> Iterator[Changes]:
-    if settings["types"] != "auto":
-        yield from ({"types": [kind]} for kind in settings["types"])
+    kinds = [] if settings["types"] == "auto" else list(settings["types"])
+    yield from ({"types": kinds[start:]} for start in range(1, len(kinds)))  # as they are listed: the largest first
+    yield from ({"types": [kind]} for kind in kinds)
     yield {"types": ["q4_k_m"], "adapter": None}
 
 
@@ -94,6 +95,7 @@ def _none(_: Settings, __: World) -> Iterator[Changes]:
 _REMEDIES: dict[tuple[str, str], Callable[[Settings, World], Iterator[Changes]]] = {
     ("finetune", "memory"): _training,
     ("eval", "memory"): _answering,
+    ("export", "memory"): _fewer_files,
     ("export", "disk"): _fewer_files,
     ("merge", "disk"): _rounded,
 }
@@ -101,7 +103,7 @@ _OTHERWISE = {
     ("", "memory"): "no setting of this step makes it fit: close other programs, or use a machine with more memory",
     ("", "disk"): "free disk, or give --workspace on a larger one",
     ("finetune", "memory"): "no setting makes this base fit: take a smaller one, or a machine with more memory",
-    ("quantize", "memory"): "leave `quantize` out and export a GGUF, which needs a third of a gigabyte whatever the model",
+    ("quantize", "memory"): "leave `quantize` out and export a GGUF, which needs little more memory than the file has",
     ("pairs", "memory"): "set data.pairs.rejected=shuffle, which loads no model",
 }
 

@@ -14,6 +14,7 @@ import psutil  # type: ignore[import-untyped]
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 _CGROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 _SMI_SECONDS = 5
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Machine:
         return self.gpus[0].free if self.gpus else self.memory_free
 
 
-def look(folder: Path, *, cgroups: Path = Path("/sys/fs/cgroup"), cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
+def look(folder: Path, *, cgroups: Path = Path("/sys/fs/cgroup"), cpuinfo: Path = _CPUINFO) -> Machine:
     """`folder`: where results go; it need not exist yet."""
     memory = psutil.virtual_memory()
     limit = _limit(cgroups)
@@ -60,7 +61,7 @@ def look(folder: Path, *, cgroups: Path = Path("/sys/fs/cgroup"), cpuinfo: Path 
         limited=total < memory.total,
         processors=processors,
         gpus=_gpus(),
-        bf16=bool(_flags(cpuinfo) & _BF16),
+        bf16=bool(flags(cpuinfo) & _BF16),
         disk_free=shutil.disk_usage(_existing(folder)).free,
     )
 
@@ -90,7 +91,8 @@ def _gpus() -> tuple[Gpu, ...]:
         return ()
 
 
-def _flags(cpuinfo: Path) -> set[str]:
+def flags(cpuinfo: Path = _CPUINFO) -> set[str]:
+    """What the processor can do, in Linux' own words; empty elsewhere."""
     try:
         lines = cpuinfo.read_text("utf-8", errors="replace").splitlines()
     except OSError:  # not Linux

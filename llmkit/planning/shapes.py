@@ -162,6 +162,8 @@ _SIZES = ("hidden", "heads", "key_value_heads", "head_dim", "feed_forward", "voc
 def _bounded(shape: Shape, where: str) -> Shape:
     if any(one.elements > LARGEST for one in shape.tensors):
         raise DataError("config.json describes a tensor of over 10^15 numbers", code="LK0950", where=where, next=_REMEDY)
+    if any(0 in one.shape for one in shape.tensors):
+        raise DataError("config.json describes a tensor of no numbers at all", code="LK0950", where=where, next=_REMEDY)
     return shape
 
 

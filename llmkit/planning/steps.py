@@ -3,7 +3,7 @@
 Memory is that of the process that does the work; the one that waits for it holds half a gigabyte more.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -137,8 +137,7 @@ def _pairs(settings: Settings, world: World) -> Need:
 
 
 def _finetune(settings: Settings, world: World) -> Need:
-    found = course(world.data, settings, seed=world.seed) if world.data else worst(settings)
-    run = training_run(settings, world, found)
+    found, run = _settled(settings, world)
     whole = train.peak(world.shape, run)
     if settings["processes"] > 1 and not run.gpu:  # all of them are here
         whole = Peak(whole.phase, {part: size * settings["processes"] for part, size in whole.parts.items()})
@@ -146,8 +145,8 @@ def _finetune(settings: Settings, world: World) -> Need:
     notes = [
         f"lengths from {world.data.origin}" if world.data else f"records of {settings['max_length']} tokens, as none was seen"
     ]
-    if run.gpu:
-        notes.append("where GPU memory runs out, activations are made again, then the micro-batch is halved")
+    if run.checkpointing:
+        notes.append(f"GPU memory runs out otherwise: with gradient checkpointing, {found.load.rows} sequences at once")
     return Need(
         whole,
         4 * learns + _TOKENIZER_FILE * world.shape.vocabulary,
@@ -156,6 +155,29 @@ def _finetune(settings: Settings, world: World) -> Need:
         notes=tuple(notes),
         on_gpu=run.gpu,
     )
+
+
+def _settled(settings: Settings, world: World) -> tuple[Course, train.Run]:
+    """What training will come to: as asked, or where GPU memory runs out the first retreat of engine/train that fits."""
+    asked = None
+    for tried, checkpointing in _footprints(settings):
+        found = course(world.data, tried, seed=world.seed) if world.data else worst(tried)
+        run = replace(training_run(tried, world, found), checkpointing=checkpointing)
+        asked = asked or (found, run)
+        if not run.gpu or train.peak(world.shape, run).required <= world.machine.gpus[0].free:
+            return found, run
+    assert asked
+    return asked
+
+
+def _footprints(settings: Settings) -> Iterator[tuple[Settings, bool]]:
+    """Settings, and whether activations are made again: first that, then half the records, and half of that."""
+    yield settings, False
+    share = settings["batch_size"] // settings["processes"]
+    size = settings["micro_batch"] or share
+    while size:
+        yield {**settings, "micro_batch": size}, True
+        size = max((half for half in range(1, size // 2 + 1) if size % half == 0), default=0)
 
 
 def _merge(settings: Settings, world: World) -> Need:

@@ -44,26 +44,11 @@ class Origin:
 
 
 def read(folder: Path) -> Artifact | None:
-    """The artifact in `folder`; None where there is none, or its manifest does not hold what a manifest holds."""
+    """The artifact in `folder`; None where there is none, or it cannot be read."""
     try:
-        found = artifact.load(folder)
-    except (OSError, RecursionError):
+        return artifact.load(folder)
+    except OSError:
         return None
-    return found if found and _is_manifest(found) else None
-
-
-def _is_manifest(found: Artifact) -> bool:
-    manifest = found.manifest
-    mappings = (manifest.inputs, manifest.files, manifest.facts, manifest.config)
-    return (
-        all(isinstance(one, Mapping) for one in mappings)
-        and all(isinstance(one, str) for one in (manifest.fingerprint, manifest.step, *manifest.inputs.values()))
-        and all(_is_file(one) for one in manifest.files.values())
-    )
-
-
-def _is_file(entry: object) -> bool:
-    return isinstance(entry, Mapping) and isinstance(entry.get("sha256"), str) and type(entry.get("size")) is int
 
 
 def by_fingerprint(folders: Iterable[Path]) -> dict[str, Artifact]:

@@ -1,29 +1,39 @@
 """A plan as text: the chain as a tree, what each step needs, what fits where. Knows plain data; computes nothing."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_NARROWEST = 40  # characters that a note gets beside its step
 _MINUTE, _HOUR = 90, 5400  # seconds up to which the smaller unit is told
 Plan = Mapping[str, Any]
 
 
-def render(plan: Plan) -> str:
-    """`plan`: as the command gives it under --json."""
-    lines = [f"{plan['recipe']}   on {_machine(plan['machine'])}" if plan.get("machine") else plan["recipe"]]
+def render(plan: Plan, *, width: int) -> str:
+    """`plan`: as the command gives it under --json; `width`: columns of the terminal."""
+    lines = _wrapped(f"{plan['recipe']}   on {_machine(plan['machine'])}", width, indent="  ")
     steps = plan["steps"]
-    width = max(len(_stem(steps, step) + step["name"]) for step in steps)
+    stem = max(len(_stem(steps, step) + step["name"]) for step in steps)
     for step in steps:
         label = f"{_stem(steps, step)}{step['name']}"
-        lines.append(f"{label:<{width}}  {'fresh' if step['fresh'] else 'runs: ' + step['reason']}")
-        lines += [f"{'':<{width}}  {line}" for line in _need(step)]
-    lines += [f"to be fetched first: {one}" for one in plan["fetch"]]
-    lines += [f"note: {one}" for one in plan["notes"]]
-    if plan.get("total"):
-        lines.append(_total(plan["total"]))
-    return "\n".join(lines)
+        lines.append(f"{label:<{stem}}  {'fresh' if step['fresh'] else 'runs: ' + step['reason']}")
+        for line in _need(step):
+            lines += [f"{'':<{stem}}  {part}" for part in _wrapped(line, max(_NARROWEST, width - stem - 2), indent="  ")]
+    rest = [f"to be fetched first: {_fetched(one)}" for one in plan["to_fetch"]]
+    rest += [f"note: {one}" for one in plan["notes"]]
+    rest += [_total(plan["total"])] if plan.get("total") else []
+    return "\n".join([*lines, *(part for one in rest for part in _wrapped(one, width, indent="  "))])
 
 
-def render_fits(found: Plan) -> str:
+def _wrapped(text: str, width: int, *, indent: str) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _fetched(one: Plan) -> str:
+    return f"{one['name']} ({gigabytes(one['bytes'])})" if one["bytes"] else str(one["name"])
+
+
+def render_fits(found: Plan, *, width: int) -> str:
     """Two tables: to speak, to train."""
     devices = [one["name"] for one in found["devices"]]
     context = found["context"]
@@ -43,10 +53,13 @@ def render_fits(found: Plan) -> str:
     head = ["objective", "method", "loading", "training", *devices]
     rows = [[one["objective"], one["method"], *_phases(one), *_cells(one, devices)] for one in found["training"]]
     lines += _table(head, rows)
-    return "\n".join([*lines, *(f"note: {one}" for one in found["notes"])])
+    notes = [part for one in found["notes"] for part in _wrapped(f"note: {one}", width, indent="  ")]
+    return "\n".join([*lines, *notes])
 
 
 def gigabytes(size: int) -> str:
+    if size < 10e6:
+        return f"{size / 1e6:.1f} MB"
     digits = 0 if size >= 100e9 else 1 if size >= 1e9 else 2
     return f"{size / 1e9:.{digits}f} GB"
 
@@ -95,7 +108,7 @@ def _need(step: Plan) -> list[str]:
         remedy = (
             f"it fits with {advice['options']} ({gigabytes(advice['memory'])})" if advice["options"] else advice["otherwise"]
         )
-        lines.append(f"DOES NOT FIT: too little {advice['lacks']}; {remedy}")
+        lines += [f"DOES NOT FIT: too little {advice['lacks']}", remedy]
     return lines
 
 
@@ -115,12 +128,14 @@ def _cells(row: Plan, devices: Sequence[str]) -> list[str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Text columns to the left, numbers and verdicts to the right."""
-    widths = [max(len(row[index]) for row in (head, *rows)) for index in range(len(head))]
+    """Text columns to the left, numbers and verdicts to the right; a head of two words stands in two lines."""
+    upper, lower = ([one.rpartition(" ")[part] for one in head] for part in (0, 2))
     words = [all(not row[index][:1].isdigit() for row in rows) and index < 2 for index in range(len(head))]
+    rows = [upper, lower, *rows]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(head))]
     return [
         "  ".join(
             cell.ljust(width) if word else cell.rjust(width) for cell, width, word in zip(row, widths, words, strict=True)
         ).rstrip()
-        for row in (head, *rows)
+        for row in rows
     ]

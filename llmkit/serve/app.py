@@ -31,8 +31,7 @@ def build(desk: Desk, *, key: str | None, host: str) -> Starlette:
         return JSONResponse(_model(desk.model(request.path_params["name"])))
 
     async def health(_: Request) -> Response:
-        state = await desk.state()
-        return JSONResponse({"status": state}, 200 if state == "ok" else 503)
+        return JSONResponse({"status": desk.state}, 200 if desk.state == "ok" else 503)
 
     async def measured(_: Request) -> Response:
         return PlainTextResponse(desk.metrics.text(desk.gauges()), media_type=metrics.CONTENT_TYPE)

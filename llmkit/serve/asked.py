@@ -23,6 +23,9 @@ _MAX_STOPS = 4
 _MAX_STOP_CHARS = 256
 _COMPLETION_TOKENS = 16  # what OpenAI's /completions makes where nothing is said
 SEEDS = 2**31
+# Below these fp32 divides by nothing, or keeps nothing to draw from: as good as greedy, and as vLLM takes it.
+_COLDEST = 1e-5
+_NARROWEST = 1e-6
 _ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
 
 # Field → the values, beside null, that ask for nothing special. 0 and False are told apart: `logprobs: 0` asks for some.
@@ -130,10 +133,11 @@ class _Common(BaseModel):
         return texts
 
     def wish(self, max_tokens: int | None) -> Wish:
+        temperature = 1.0 if self.temperature is None else self.temperature
         return Wish(
             max_tokens=max_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
+            temperature=temperature if temperature >= _COLDEST else 0.0,
+            top_p=1.0 if self.top_p is None else max(self.top_p, _NARROWEST),
             seed=None if self.seed is None else self.seed % SEEDS,
             stop=tuple(self.stop or ()),
         )

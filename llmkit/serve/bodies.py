@@ -34,7 +34,7 @@ class Bodies:
         parts: list[bytes] = []
         size = 0
         try:
-            async with asyncio.timeout(_SECONDS):
+            async with _in_time():
                 more = True
                 while more:
                     message = await receive()
@@ -46,8 +46,6 @@ class Bodies:
                     self.held += len(parts[-1])
                     self._check(size)
             yield b"".join(parts)
-        except TimeoutError:
-            raise RefusalError(408, f"no whole body in {_SECONDS:g} s", code="timeout") from None
         finally:
             self.held -= size
 
@@ -57,3 +55,12 @@ class Bodies:
         if self.held > _TOTAL:
             told = "too many large requests at once; ask again later"
             raise RefusalError(429, told, code="rate_limit_exceeded", retry_after=1)
+
+
+@asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(_SECONDS):
+            yield
+    except TimeoutError:
+        raise RefusalError(408, f"no whole body in {_SECONDS:g} s", code="timeout") from None

@@ -11,6 +11,7 @@ from llmkit.serve.served import Served
 from llmkit.serve.speaker import Speaker
 
 _LOADING_SECONDS = 5  # for a client to wait before it asks again
+_NAME_CHARS = 100  # of a name that is told back
 
 
 @dataclass
@@ -41,20 +42,21 @@ class Desk:
             self.metrics,
         )
 
-    async def state(self) -> str:
+    @property
+    def state(self) -> str:
         """One of ok, loading, draining, failing."""
         if self.draining:
             return "draining"
         if self.served is None:
             return "loading"
-        return "ok" if await self.served.is_well() else "failing"
+        return "ok" if self.served.speaker.alive else "failing"
 
     def model(self, name: str | None) -> Served:
         """The model by its name; None is the one there is. Raises RefusalError: 503 before it is loaded, 404 for another."""
         if self.served is None:
             raise RefusalError(503, "the model is still loading", code="loading", retry_after=_LOADING_SECONDS)
-        if name not in (None, self.served.name):
-            told = f"the model {name!r} does not exist; this server has {self.served.name!r}"
+        if name is not None and name != self.served.name:
+            told = f"the model {name[:_NAME_CHARS]!r} does not exist; this server has {self.served.name!r}"
             raise RefusalError(404, told, code="model_not_found", param="model")
         return self.served
 

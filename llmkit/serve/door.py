@@ -84,16 +84,16 @@ class Door:
             raise RefusalError(401, told, code="invalid_api_key")
 
     def _check_names(self, headers: Headers) -> None:
-        if not self._is_ours(headers.get("host", "")):
+        if not self._is_ours(f"//{headers.get('host', '')}"):
             told = "this server has no key and answers to its own machine's names alone, such as localhost"
             raise RefusalError(403, told, code="host_not_allowed")
         origin = headers.get("origin")
-        if origin is not None and not self._is_ours(urlsplit(origin).netloc):
+        if origin is not None and not self._is_ours(origin):
             raise RefusalError(403, "this server answers to no web page of another origin", code="origin_not_allowed")
 
-    def _is_ours(self, address: str) -> bool:
+    def _is_ours(self, url: str) -> bool:
         try:
-            name = (urlsplit(f"//{address}").hostname or "").lower()
+            name = (urlsplit(url).hostname or "").lower()
         except ValueError:
             return False
         return name == self._host or is_loopback(name)

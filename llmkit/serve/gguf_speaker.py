@@ -58,6 +58,10 @@ class GgufSpeaker:
             reuse=True,
         ).__enter__()
 
+    @property
+    def alive(self) -> bool:
+        return self._server.alive
+
     def render(self, messages: Sequence[Message]) -> str:
         if not self._has_template:  # llama.cpp would take ChatML, which such a model has never seen
             raise DataError(

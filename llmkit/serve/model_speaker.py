@@ -78,6 +78,10 @@ class ModelSpeaker:
         self._engine = engine
         self._prompts = prompts
 
+    @property
+    def alive(self) -> bool:
+        return self._engine.alive
+
     def render(self, messages: Sequence[Message]) -> str:
         return self._prompts.render(messages)
 

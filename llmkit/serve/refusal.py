@@ -10,6 +10,7 @@ from llmkit.errors import DataError, LlmkitError
 
 INVALID = "invalid_request_error"
 _SERVER = "server_error"
+_NO_ROOM = "LK0807"
 
 
 class RefusalError(Exception):
@@ -47,10 +48,10 @@ def unsupported(param: str) -> RefusalError:
     )
 
 
-def too_long(tokens: int, context: int, *, param: str) -> RefusalError:
+def too_long(size: str, context: int, *, param: str) -> RefusalError:
     return RefusalError(
         400,
-        f"the prompt has {tokens} tokens, which leaves no room for an answer in this server's context of {context} tokens",
+        f"the prompt has {size}, which leaves no room for an answer in this server's context of {context} tokens",
         code="context_length_exceeded",
         param=param,
     )
@@ -59,8 +60,8 @@ def too_long(tokens: int, context: int, *, param: str) -> RefusalError:
 def of(error: LlmkitError, *, param: str) -> RefusalError:
     """What a runtime raised: the request's own fault (400), or the server's (500)."""
     if isinstance(error, DataError):
-        length = "context" in error.what
-        return RefusalError(400, error.what, code="context_length_exceeded" if length else "invalid_value", param=param)
+        code = "context_length_exceeded" if error.code == _NO_ROOM else "invalid_value"
+        return RefusalError(400, error.what, code=code, param=param)
     return RefusalError(500, f"the model failed: {error.what}", code=error.code or None)
 
 

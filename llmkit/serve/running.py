@@ -84,6 +84,7 @@ def serve(
 
     Raises:
         UsageError, MachineError: the address cannot be had; DataError: a word list is none; and what `opened` raises.
+        MachineError: the model's runtime ended, which no request mends; who started the server may start another.
         StoppedError: told to end while the model was loading.
     """
     key = settings.key
@@ -101,10 +102,10 @@ def serve(
                 desk.open(speaker)
                 name = settings.name or speaker.name
                 ready(Ready(f"{base}/v1", name, speaker.runtime, speaker.context, speaker.parallel))
-                while server.alive and not stop.asked:
+                while server.alive and speaker.alive and not stop.asked:
                     time.sleep(_TICK)
                 if not stop.asked:
-                    raise MachineError("the HTTP server has ended", code="LK0835", where=base, next="see the lines above")
+                    raise _lost(base) if speaker.alive else _silent(name)
                 cut = _drain(desk, server, stop, seconds=settings.drain_seconds)
     return Served(desk.metrics, cut)
 
@@ -130,6 +131,16 @@ def signals(stop: Stop) -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+def _lost(base: str) -> MachineError:
+    return MachineError("the HTTP server has ended", code="LK0835", where=base, next="see the lines above")
+
+
+def _silent(name: str) -> MachineError:
+    return MachineError(
+        "the model's runtime has ended, and with it the server", code="LK0805", where=name, next="start it again"
+    )
 
 
 def _drain(desk: Desk, server: listening.Listening, stop: Stop, *, seconds: float) -> int:

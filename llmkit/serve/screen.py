@@ -27,9 +27,11 @@ class Screen:
     character after it.
     """
 
-    def __init__(self, words: Words) -> None:
+    def __init__(self, words: Words, *, before: str = "") -> None:
+        """`before`: what the model goes on from; a word may begin there."""
         self._words = words
-        self._before = ""  # the last character let through, for a word's left edge
+        # Nothing that a word could begin in: with it, the character of its left edge.
+        self._before = before[-words.longest - 1 :]
         self._held = ""
         self.caught = False
 
@@ -39,15 +41,17 @@ class Screen:
             return ""
         known = len(self._before)
         text = self._before + self._held + piece
-        hits = self._words.find(text, known)
+        # The first character of a cut text is there as an edge alone.
+        whole = known <= self._words.longest
+        hits = [hit for hit in self._words.find(text, 0 if whole else 1) if hit[1] > known]
         sure = len(text) if last else max(known, len(text) - self._words.longest)
         if hits:
             start, end = hits[0]
             # A word at the very end may be the beginning of a longer, harmless one.
             self.caught = last or end < len(text)
-            sure = start if self.caught else min(sure, start)
+            sure = max(known, start if self.caught else min(sure, start))
         shown, self._held = text[known:sure], text[sure:]
-        self._before = text[sure - 1 : sure] if sure else ""
+        self._before = text[max(0, sure - self._words.longest - 1) : sure]
         return shown
 
 

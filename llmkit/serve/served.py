@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from llmkit.errors import LlmkitError, MachineError
+from llmkit.errors import LlmkitError
 from llmkit.serve import refusal
 from llmkit.serve.admission import FullError, Gate
 from llmkit.serve.answering import Answering
@@ -19,6 +19,8 @@ from llmkit.serve.speaker import Message, Piece, Speaker, Wish
 
 CONTENT_FILTER = "content_filter"
 _LONGEST_WAIT = 60  # seconds
+# More than tokens have in any text: what is longer is not even read, which could take minutes.
+_TOKEN_CHARS = 64
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Prompt:
 class Served:
     """`name`: what clients call it; `max_tokens`: of one answer; `pool`: has a thread for each answer that is made at once.
 
-    `since`: Unix time; `ailing`: its last answer failed.
+    `since`: Unix time.
     """
 
     speaker: Speaker
@@ -45,11 +47,15 @@ class Served:
     max_tokens: int
     metrics: Metrics
     since: int = field(default_factory=lambda: int(time.time()))
-    ailing: bool = False
 
     @contextmanager
     def admitted(self, asked: Asked) -> Iterator[None]:
-        """Room for a request's answers. Raises RefusalError: 400 for a sensitive word, 429 where too many wait."""
+        """Room for a request's answers.
+
+        Raises:
+            RefusalError: 400 for a prompt that cannot fit or has a sensitive word, 429 where too many wait.
+        """
+        self._check_sizes(asked)
         if any(self.words.found_in(text) for text in asked.texts()):
             self.metrics.filtered += 1
             told = "the prompt holds a word that this server refuses"
@@ -75,7 +81,7 @@ class Served:
             raise refusal.of(error, param=asked.param) from None
         for prompt in made:
             if prompt.tokens >= self.speaker.context:
-                raise refusal.too_long(prompt.tokens, self.speaker.context, param=asked.param)
+                raise refusal.too_long(f"{prompt.tokens} tokens", self.speaker.context, param=asked.param)
         self.metrics.prompt_tokens += sum(prompt.tokens for prompt in made)
         return made
 
@@ -88,7 +94,7 @@ class Served:
         limit = min(wish.max_tokens or self.max_tokens, self.max_tokens, self.speaker.context - prompt.tokens)
         await self.gate.enter()
         answering = Answering(self.pool, self.speaker, prompt.text, replace(wish, max_tokens=limit), ended=self.gate.leave)
-        screen = Screen(self.words)
+        screen = Screen(self.words, before=prompt.text)
         finish = ""
         try:
             while not finish:
@@ -98,21 +104,16 @@ class Served:
                 finish = CONTENT_FILTER if screen.caught else piece.finish
                 yield Piece(text, piece.tokens, finish)
         except LlmkitError as error:
-            self.ailing = isinstance(error, MachineError)
             raise refusal.of(error, param=prompt.param) from None
         finally:
             answering.stop()
             self.metrics.filtered += screen.caught
 
-    async def is_well(self) -> bool:
-        """Whether the model can be talked to, asked anew where its last answer failed."""
-        if self.ailing:
-            try:
-                await asyncio.to_thread(self.speaker.count, "a")
-            except LlmkitError:
-                return False
-            self.ailing = False
-        return True
+    def _check_sizes(self, asked: Asked) -> None:
+        for given in asked.prompts:
+            size = len(given) if isinstance(given, str) else sum(len(message["content"]) for message in given)
+            if size > _TOKEN_CHARS * self.speaker.context:
+                raise refusal.too_long(f"{size} characters", self.speaker.context, param=asked.param)
 
     def _prompt(self, given: Sequence[Message] | str, param: str) -> Prompt:
         text = given if isinstance(given, str) else self.speaker.render(given)

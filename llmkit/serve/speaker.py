@@ -34,13 +34,16 @@ class Speaker(Protocol):
     """A loaded model. Its methods may be called from many threads at once; what is asked together is computed together.
 
     `name`: what it is called; `runtime`: such as "llama.cpp on cpu"; `context`: tokens that prompt and answer share;
-    `parallel`: answers that are made at once, the rest wait their turn.
+    `parallel`: answers that are made at once, the rest wait their turn; `alive`: False once the runtime has ended for good.
     """
 
     name: str
     runtime: str
     context: int
     parallel: int
+
+    @property
+    def alive(self) -> bool: ...
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt that the model's own template makes, ready for an answer. Raises DataError where it refuses."""

@@ -1,6 +1,7 @@
 """A commented recipe as text, and onto the disk. Knows YAML and files; chooses nothing."""
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,8 +74,18 @@ def put(file: Path, content: str, *, force: bool) -> None:
         raise UsageError("this is a folder", code="LK0152", where=str(file), next="name a file, such as llmkit.yaml")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w" if force else "x", encoding="utf-8") as stream:
-            stream.write(content)
+        if not force:
+            file.touch(exist_ok=False)
+        # Whole or not at all: a disk that is full must not cost what stood there.
+        whole = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        try:
+            whole.write_text(content, "utf-8")
+            whole.replace(file)
+        except OSError:
+            whole.unlink(missing_ok=True)
+            if not force:
+                file.unlink(missing_ok=True)
+            raise
     except FileExistsError:
         raise UsageError(
             "the file is there already", code="LK0152", where=str(file), next="name another one, or --force to replace it"

@@ -22,7 +22,6 @@ from time import perf_counter
 from urllib.parse import urlsplit
 
 CLIENTS = 32
-PARALLEL = 16
 REQUESTS = 1  # of each of many clients; one alone asks four
 ROUNDS = 2
 TOKENS = 32
@@ -41,8 +40,6 @@ def served(artifact: Path) -> Iterator[dict[str, object]]:
         str(artifact),
         "--port",
         "0",
-        "--parallel",
-        str(PARALLEL),
         "--json",
         "-q",
     ]

@@ -106,6 +106,7 @@ def test_an_engine_that_ends_is_an_error_for_all_that_run_or_wait(
     engine = continuous.Engine(model, stops=[], context=256, parallel=1)
     requests = [engine.ask([5], Choice(Decoding(250, temperature=9.0), 1)) for _ in range(3)]
     next(requests[0])
+    assert engine.alive
     if by_failure:
 
         def fail(*_: Any, **__: Any) -> None:
@@ -125,6 +126,7 @@ def test_an_engine_that_ends_is_an_error_for_all_that_run_or_wait(
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(outcome, requests))
     assert all(("kernel" if by_failure else "shut down") in what for what in found)
+    assert not engine.alive
     with pytest.raises(MachineError):
         engine.ask([5], Choice(Decoding(1)))
     engine.close()

@@ -28,6 +28,7 @@ class Standin:
     asked: list[Any] = field(default_factory=list)
     cancelled: int = 0
     down: bool = False
+    errored: bool = False
 
     async def generate(self, prompt: dict[str, list[int]], sampling: Any, request_id: str) -> AsyncIterator[Any]:
         self.asked.append((sampling, request_id))
@@ -40,6 +41,7 @@ class Standin:
             for position, token in enumerate(said, 1):
                 await asyncio.sleep(0)
                 if token == 99:
+                    self.errored = True
                     raise EngineDeadError("the engine core died")
                 done = position == len(said)
                 reason = ("stop" if token in sampling.stop_token_ids else "length") if done else None
@@ -121,8 +123,10 @@ def test_closing_one_drops_it_and_closing_all_tells_them(standin: Standin) -> No
 
 def test_an_engine_that_dies_is_a_machine_error(standin: Standin) -> None:
     engine = vllm_stream.Engine(Path("model"), stops=[2], context=128, parallel=4)
+    assert engine.alive
     with pytest.raises(MachineError, match="engine core died"):
         said(engine.ask([7, 99], Choice(Decoding(9))))
+    assert not engine.alive
     engine.close()
 
 

@@ -69,6 +69,23 @@ def test_a_config_alone_gives_the_device_table(tmp_path: Path) -> None:
     assert max(map(len, found.text.splitlines())) <= 128
 
 
+def test_on_a_narrow_terminal_nothing_is_wider_than_it(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offline(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "80")
+    texts = [planning.plan(str(recipe), [], tmp_path / "runs").text, planning.fits("google/gemma-2-27b-it", context=4096).text]
+    lines = [line for text in texts for line in text.splitlines()]
+    assert [line for line in lines if len(line) > 80 and not line.startswith(("To speak", "To train"))] == []
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "intermediate_size", "head_dim", "vocab_size", "num_attention_heads"])
+@pytest.mark.parametrize("name", ["Qwen3-0.6B", "gemma-2-9b"])
+def test_sizes_of_nothing_are_an_error_of_ours(name: str, key: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**copy_of(name), key: 0}), "utf-8")
+    with pytest.raises(LlmkitError) as caught:
+        planning.fits(str(tmp_path / "config.json"), context=4096)
+    assert caught.value.code == "LK0950"
+
+
 def test_a_longer_context_than_trained_is_remarked(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(copy_of("Llama-2-7b")), "utf-8")
     assert "trained for 4096 tokens, not 8192" in planning.fits(str(tmp_path / "config.json"), context=8192).text

@@ -86,6 +86,24 @@ def test_what_does_not_fit_a_24_gb_card_with_lora_fits_with_qlora() -> None:
     assert found.changes["method"] == "qlora"
 
 
+def test_training_retreats_as_the_engine_does_where_gpu_memory_runs_out() -> None:
+    settings = training(objective="orpo", micro_batch=2, batch_size=16, max_length=8192)
+    roomy, card = steps.of("finetune", settings, world("gemma-2-9b", gpu=10**13)), world("gemma-2-9b", gpu=80 * GB)
+    need = steps.of("finetune", settings, card)
+    assert roomy.memory.required > 80 * GB >= need.memory.required
+    assert not roomy.notes[1:]
+    assert "gradient checkpointing, 2 sequences at once" in need.notes[1]
+    assert advice.advise("finetune", settings, card) is None
+
+
+def test_an_export_whose_largest_file_does_not_fit_keeps_those_that_do() -> None:
+    here = world("gemma-2-27b", memory=25 * GB)
+    found = advice.advise("export", export.Config(types=["q8_0", "q6_k", "q5_k_m", "q4_k_m"]).model_dump(mode="json"), here)
+    assert found
+    assert found.lacks == "memory"
+    assert found.options("export") == "--set export.types=[q6_k,q5_k_m,q4_k_m]"
+
+
 def test_a_step_that_ran_here_before_is_told_by_what_it_took() -> None:
     here = replace(world("gemma-3-270m"), before={"wall_seconds": 100.0})
     need = steps.of("merge", SETTINGS["merge"], here)

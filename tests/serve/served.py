@@ -38,6 +38,10 @@ class Echo:
         self.dead = False
         self.lock = threading.Lock()
 
+    @property
+    def alive(self) -> bool:
+        return not self.dead
+
     def render(self, messages: Sequence[Message]) -> str:
         if any(message["content"] == "refuse" for message in messages):
             raise DataError("the chat template refuses these messages", code="LK0001")

@@ -26,6 +26,7 @@ class Fake:
 
     runtime = "nothing"
     parallel = 1
+    alive = True
 
     def __init__(
         self, answer: Callable[[str], str] = lambda prompt: f"<{asked(prompt)}>", *, name: str = "fake", context: int = 10_000

@@ -4,14 +4,18 @@ import contextlib
 import http.client
 import json
 import socket
+import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llmkit.serve import listening
+from llmkit.errors import MachineError
+from llmkit.serve import listening, running
 from llmkit.serve.speaker import Wish
 from tests.serve.served import Echo, Server, chat, eventually, serving
 
@@ -144,14 +148,33 @@ def test_models_are_listed_and_found_by_names_with_slashes() -> None:
         assert server.chat("x")[0] == 404
 
 
-def test_a_dead_runtime_shows_in_health(server: Server) -> None:
-    with serving(Echo()) as other:
-        assert other.request("/health")[:2] == (200, {"status": "ok"})
-        assert other.chat("fail")[0] == 500
-        assert other.request("/health")[:2] == (200, {"status": "ok"})  # that one failed, and the runtime still lives
-        assert other.chat("fail")[0] == 500
-        other.speaker.dead = True
-        assert other.request("/health")[:2] == (503, {"status": "failing"})
+def test_an_answer_that_fails_is_no_failing_server(server: Server) -> None:
+    assert server.chat("fail")[0] == 500
+    assert server.request("/health")[:2] == (200, {"status": "ok"})
+
+
+def test_a_runtime_that_ends_ends_the_server_so_that_another_is_started() -> None:
+    speaker, stop = Echo(), running.Stop()
+    health = []
+
+    def ready(now: running.Ready) -> None:
+        speaker.dead = True
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(now.url.removesuffix("v1") + "health", timeout=10)
+        health.append((caught.value.code, json.load(caught.value)))
+
+    threading.Timer(20, stop.ask).start()
+    with pytest.raises(MachineError, match="runtime has ended"):
+        running.serve(lambda: contextlib.closing(speaker), running.Settings(port=0), ready=ready, stop=stop)
+    assert health == [(503, {"status": "failing"})]
+
+
+def test_a_prompt_that_cannot_fit_is_not_even_tokenized() -> None:
+    with serving(Echo(context=30)) as other:
+        other.speaker.count = lambda prompt: pytest.fail("it was tokenized")
+        for path, body in (("chat/completions", chat(" " * 3000)), ("completions", {"prompt": " " * 3000})):
+            status, found, _ = other.request(f"/v1/{path}", body)
+            assert (status, found["error"]["code"]) == (400, "context_length_exceeded")
 
 
 def test_a_body_over_the_limit_is_refused(server: Server) -> None:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.serve import asked
@@ -140,6 +140,7 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
     assert caught.value.status == 400
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), JSON, max_size=6), st.sampled_from(sorted(asked.PARSERS)))
 def test_any_json_is_read_or_refused(fields: dict[str, Any], kind: Any) -> None:
     body = json.dumps({"messages": HELLO, "prompt": "hello", **fields}).encode()
@@ -161,3 +162,9 @@ def test_a_plain_completion_takes_texts_and_no_token_ids() -> None:
     for wrong in ([1, 2], [[1]], 5, [], ["a"] * 9):
         with pytest.raises(RefusalError):
             asked.text(json.dumps({"prompt": wrong}).encode())
+
+
+def test_what_fp32_cannot_divide_by_is_greedy() -> None:
+    for heat in (0, 1e-300, 1e-45, 9e-6):
+        assert chat(temperature=heat).wish.temperature == 0
+    assert chat(temperature=1e-5, top_p=1e-300).wish == Wish(temperature=1e-5, top_p=1e-6)

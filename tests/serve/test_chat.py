@@ -299,11 +299,15 @@ def test_a_gguf_answers_at_a_terminal_and_outlives_ctrl_c(tiny_gguf: Callable[[s
     with Terminal(script) as terminal:
         terminal.until("> ", seconds=120)
         terminal.type("/params max_tokens=8\nhello\n")
+        # A control key goes to whatever waits for input: the prompt, once it is there.
         terminal.until("tokens/s", seconds=120)
+        terminal.until("> ")
         terminal.type("\x03")
         terminal.until("Ctrl-D or /quit leaves")
+        terminal.until("> ")
         terminal.type("again\n")
         terminal.until("tokens/s", seconds=120)
+        terminal.until("> ")
         terminal.type("\x04")
         code, rest = terminal.end()
     assert (code, "Traceback" in rest) == (0, False)

@@ -34,6 +34,7 @@ def test_a_server_with_a_key_wants_it_everywhere_but_at_health() -> None:
         ({"Host": ""}, 403),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
         ({"Origin": "http://localhost:3000"}, 200),
     ],
 )

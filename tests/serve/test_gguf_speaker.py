@@ -114,6 +114,7 @@ def test_a_runtime_that_ends_is_an_error_for_all_that_run_or_wait(by_kill: bool,
     speaker = GgufSpeaker(tiny_gguf("f32"), name="tiny", context=512, parallel=1, threads=1)
     answers = [speaker.speak("a", Wish(temperature=5.0)) for _ in range(40)]  # more than it makes before the blow
     next(answers[0])
+    assert speaker.alive
 
     def outcome(answer: Iterator[object]) -> type[BaseException] | None:
         try:
@@ -131,6 +132,7 @@ def test_a_runtime_that_ends_is_an_error_for_all_that_run_or_wait(by_kill: bool,
         else:
             speaker.close()
         ends = [one.result(timeout=60) for one in found]
+    assert not speaker.alive
     assert ends[-1] is MachineError
     assert ends == sorted(ends, key=bool)  # in order: those answered before, then those that were not
     speaker.close()

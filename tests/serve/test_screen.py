@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llmkit.data import sensitive
@@ -22,8 +22,8 @@ def words_of(tmp: Path, words: list[str]) -> Words:
     return Words([path])
 
 
-def screened(words: Words, pieces: list[str]) -> tuple[str, bool]:
-    screen = Screen(words)
+def screened(words: Words, pieces: list[str], *, before: str = "") -> tuple[str, bool]:
+    screen = Screen(words, before=before)
     shown = [screen.push(piece, last=index == len(pieces) - 1) for index, piece in enumerate(pieces)]
     return "".join(shown), screen.caught
 
@@ -39,6 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("words")
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(listed=st.lists(WORD, min_size=1, max_size=4), text=TEXT, places=st.lists(st.integers(0, 100), max_size=12))
 def test_what_is_shown_ends_before_the_first_listed_word_however_the_text_is_cut(
     folder: Path, listed: list[str], text: str, places: list[int]
@@ -51,6 +52,25 @@ def test_what_is_shown_ends_before_the_first_listed_word_however_the_text_is_cut
     assert not words.find(shown)
 
 
+@settings(deadline=None)  # a busy machine is no failure
+@given(
+    listed=st.lists(WORD, min_size=1, max_size=4),
+    prompt=TEXT,
+    text=TEXT,
+    places=st.lists(st.integers(0, 100), max_size=12),
+)
+def test_a_word_that_begins_in_the_prompt_is_not_ended_by_the_answer(
+    folder: Path, listed: list[str], prompt: str, text: str, places: list[int]
+) -> None:
+    words = words_of(folder, listed)
+    assume(not words.find(prompt))
+    ended = [(start, end) for start, end in words.find(prompt + text) if end > len(prompt)]
+    shown, caught = screened(words, cut(text, places), before=prompt)
+    assert shown == (text[: max(0, ended[0][0] - len(prompt))] if ended else text)
+    assert caught == bool(ended)
+
+
+@settings(deadline=None)  # a busy machine is no failure
 @given(text=TEXT, places=st.lists(st.integers(0, 100), max_size=12))
 def test_without_a_list_every_piece_passes_at_once(text: str, places: list[int]) -> None:
     screen = Screen(Words([]))
@@ -58,6 +78,7 @@ def test_without_a_list_every_piece_passes_at_once(text: str, places: list[int])
         assert screen.push(piece) == piece
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(text=st.text("abcdefgh ", min_size=20, max_size=60))
 def test_no_more_is_held_back_than_the_longest_word(folder: Path, text: str) -> None:
     screen = Screen(words_of(folder, ["坏蛋"]))
