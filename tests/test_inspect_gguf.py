@@ -69,6 +69,18 @@ def test_an_artifact_shows_its_facts_and_every_file(tmp_path: Path) -> None:
     assert [len(one["findings"]) for one in told["gguf"]] == [0, 1]
 
 
+@pytest.mark.parametrize(("retention", "lost"), [(0.6, True), (0.95, False)])
+def test_a_file_beside_its_manifest_shows_what_it_kept_of_the_fine_tune(retention: float, lost: bool, tmp_path: Path) -> None:
+    (tmp_path / "staging").mkdir()
+    write(tmp_path / "staging/model-f32.gguf", {})
+    types = {"odd": 3, "f32": {"files": ["model-f32.gguf"], "retention": retention, "kl": 0.5}}
+    artifact.publish(
+        tmp_path / "staging", tmp_path / "export", Manifest(Kind.GGUF, "export", "f" * 64, {}, {}, facts={"types": types})
+    )
+    code, out, _ = inspect(tmp_path / "export/model-f32.gguf")
+    assert (code, f"retention {retention:.3f}" in out, "lost the fine-tune" in out) == (0, True, lost)
+
+
 def test_a_files_words_cannot_move_the_cursor(tmp_path: Path) -> None:
     hostile = "\x1b[2J\u202e\n\rfree"
     _, out, _ = inspect(

@@ -1,4 +1,4 @@
-"""`llmkit chat`: which artifacts talk, and how. The talk itself streams, and is `llmkit.serve.chat`'s."""
+"""`llmkit chat`: which artifacts talk, and how. The talk itself streams, and is `llmkit.serve.chat.repl`'s."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,12 +31,12 @@ def chat(
         DataError: from a pipe, a message that does not fit.
         MachineError: the runtime failed.
     """
-    from llmkit.serve import chat as chatting
-    from llmkit.serve import chat_params, opening
+    from llmkit.serve import opening
+    from llmkit.serve.chat import params, repl
     from llmkit.serve.speaker import Wish
 
     given = [f"{name}={value}" for name, value in settings.items() if value is not None]
-    wish = chat_params.changed(Wish(max_tokens=MOST_TOKENS, temperature=0.0), given)
+    wish = params.changed(Wish(max_tokens=MOST_TOKENS, temperature=0.0), given)
     found = [opening.find(reference, base=base) if reference else opening.latest(workspace)]
     found += [opening.find(versus, base=base)] if versus else []
     with ExitStack() as open_ones:
@@ -44,5 +44,5 @@ def chat(
         for one in found:
             progress.note(f"loading {one.name} ({one.path})")
             speakers.append(open_ones.enter_context(opening.open_speaker(one, context=context)))
-        chatting.chat(speakers, wish, system=system or "", as_json=json_, quiet=quiet)
+        repl.chat(speakers, wish, system=system or "", as_json=json_, quiet=quiet)
     return Result("", {})

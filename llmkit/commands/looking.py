@@ -93,11 +93,28 @@ def _first_parts(folder: Path) -> Iterator[Path]:
 def _inspected_gguf(path: Path) -> tuple[str, dict[str, Any]]:
     from llmkit.gguf import container, lint
     from llmkit.report import gguf
+    from llmkit.report.table import RETENTION_FLOOR
 
     parts = container.open_split(path)
     findings = [asdict(found) for found in lint.lint(parts)]
     told = lint.describe(parts)
-    return gguf.render(told, findings), {**told, "findings": findings}
+    kept = _kept(path)
+    lines = [gguf.render(told, findings)]
+    if "retention" in kept:
+        lost = f" ! it lost the fine-tune: the floor is {RETENTION_FLOOR}" if kept["retention"] < RETENTION_FLOOR else ""
+        lines.append(f"retention {kept['retention']:.3f} on held-out dialogues, by the manifest beside it{lost}")
+    return "\n".join(lines), {**told, **({"kept": kept} if kept else {}), "findings": findings}
+
+
+def _kept(path: Path) -> dict[str, float]:
+    """What export measured of this file: `retention` and `kl`, where it lies beside its manifest."""
+    found = lineage.read(path.parent)
+    types = found.manifest.facts.get("types") if found and found.manifest.kind is Kind.GGUF else None
+    for one in types.values() if isinstance(types, Mapping) else ():
+        files = one.get("files") if isinstance(one, Mapping) else None
+        if isinstance(files, list) and path.name in files:
+            return {key: float(one[key]) for key in ("retention", "kl") if isinstance(one.get(key), (int, float))}
+    return {}
 
 
 def _failure(inspected: Sequence[Mapping[str, Any]], path: Path) -> LlmkitError | None:

@@ -14,7 +14,7 @@ from llmkit.commands.result import Result
 from llmkit.errors import MachineError
 
 if TYPE_CHECKING:
-    from llmkit.serve import running
+    from llmkit.serve.http import running
 
 _PARALLEL = 8
 
@@ -37,7 +37,8 @@ def serve(
     json_: bool,
 ) -> Result:
     """Serve until SIGTERM or SIGINT. A line says where as soon as requests are answered: scripts wait for it."""
-    from llmkit.serve import opening, running
+    from llmkit.serve import opening
+    from llmkit.serve.http import running
 
     given = {"queue": queue, "max_tokens": max_tokens, "name": name}
     settings = running.Settings(

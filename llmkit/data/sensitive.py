@@ -104,7 +104,7 @@ def _listed(path: Path) -> list[str]:
             f"cannot read the word list: {error.strerror}",
             code="LK0113",
             where=str(path),
-            next="mend the path in sensitive.words",
+            next="name the list that is meant: clean.sensitive.words, eval.sensitive or --sensitive",
         ) from None
     lines = [line.strip() for line in text.split("\n")]
     found = [line for line in lines if line and not line.startswith("#")]

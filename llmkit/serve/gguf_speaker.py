@@ -68,7 +68,7 @@ class GgufSpeaker:
                 "this model has no chat template",
                 code="LK0801",
                 where=str(self._path),
-                next="name a fine-tuned or instruct model, or ask for a plain completion",
+                next="name a fine-tuned or instruct model; `llmkit serve` completes texts without a template",
             )
         return self._server.render(messages)
 

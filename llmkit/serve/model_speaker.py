@@ -40,7 +40,7 @@ class Prompts:
                 self._refusal.what,
                 code="LK0801",
                 where=self._refusal.where,
-                next="name a fine-tuned or instruct model, or ask for a plain completion",
+                next="name a fine-tuned or instruct model; `llmkit serve` completes texts without a template",
             )
         return templates.render(messages, self.tokenizer, self.template, add_generation_prompt=True)
 

@@ -108,9 +108,8 @@ class Config(BaseModel):
         for one in types if isinstance(types, list | tuple) else [types]:
             if one not in (*get_args(Type), "auto"):
                 close = difflib.get_close_matches(str(one), get_args(Type), 3)
-                raise ValueError(
-                    f"no type {one!r}; {'did you mean ' + ' or '.join(close) if close else 'see the README for all'}"
-                )
+                hint = f"did you mean {' or '.join(close)}" if close else "`llmkit explain export.types` lists all"
+                raise ValueError(f"no type {one!r}; {hint}")
         return types
 
     @field_validator("types")
@@ -289,13 +288,14 @@ class _Export:
         """`STEM-TYPE.gguf` for each of `kinds`, read in one pass; `weights`: another folder than the model's."""
         from llmkit.gguf import convert
 
+        about = {"model": self.inputs["base"]} if weights else self.inputs  # the base itself is not fine-tuned
         written = convert.export_types(
             weights or self.model,
             {kind: self.out / f"{stem}-{kind}.gguf" for kind in kinds},
             tokenizer_dir=self.tokenizer_dir,
             template=self.template.text,
-            name=release.title(self.inputs),
-            metadata=release.provenance(self.inputs),
+            name=release.title(about),
+            metadata=release.provenance(about),
             imatrix=self.imatrix,
             pre=self.config.pre,
             max_shard_bytes=self.config.max_shard_bytes,

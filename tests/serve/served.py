@@ -12,9 +12,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llmkit.errors import DataError, MachineError
-from llmkit.serve import running
 from llmkit.serve.answer import Answer
-from llmkit.serve.running import Ready, Settings, Stop
+from llmkit.serve.http import running
+from llmkit.serve.http.running import Ready, Settings, Stop
 from llmkit.serve.speaker import Message, Piece, Wish
 
 

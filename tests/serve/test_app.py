@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from llmkit.errors import MachineError
-from llmkit.serve import listening, running
+from llmkit.serve.http import listening, running
 from llmkit.serve.speaker import Wish
 from tests.serve.served import Echo, Server, chat, eventually, serving
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkit.serve import asked
-from llmkit.serve.refusal import RefusalError
+from llmkit.serve.http import asked
+from llmkit.serve.http.refusal import RefusalError
 from llmkit.serve.speaker import Wish
 
 HELLO = [{"role": "user", "content": "hello"}]

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,19 +14,19 @@ from typer.testing import CliRunner
 
 from llmkit.cli import app
 from llmkit.errors import DataError, UsageError
-from llmkit.serve import chat_params
-from llmkit.serve.chat import chat
-from llmkit.serve.chat_input import MOST_CHARACTERS
-from llmkit.serve.chat_saving import save
-from llmkit.serve.chat_screen import Columns, calm
-from llmkit.serve.chat_talk import Talk
+from llmkit.serve.chat import params
+from llmkit.serve.chat.input import MOST_CHARACTERS
+from llmkit.serve.chat.repl import chat
+from llmkit.serve.chat.saving import save
+from llmkit.serve.chat.screen import Columns, calm
+from llmkit.serve.chat.talk import Talk
 from llmkit.serve.speaker import Wish
 from tests.serve.speaking import Fake, Terminal, said
 
 PIPED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 SCRIPT = """
-from llmkit.serve.chat import chat
+from llmkit.serve.chat.repl import chat
 from llmkit.serve.speaker import Wish
 from tests.serve.speaking import Fake, asked, said
 """
@@ -118,7 +119,7 @@ def test_the_oldest_exchanges_fall_out_until_an_answer_has_room(context: int, te
         forgotten += talk.keep(asked, "ok")
         kept.append(text)
         assert forgotten == asked.first
-    assert [one["content"] for one in talk.messages() if one["role"] == "user"] == kept
+    assert [one["content"] for dialogue in talk.dialogues() for one in dialogue if one["role"] == "user"] == kept
 
 
 def test_that_something_fell_out_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +136,7 @@ def test_that_something_fell_out_is_said(monkeypatch: pytest.MonkeyPatch, capsys
 )
 def test_a_setting_out_of_range_changes_nothing_and_says_what_it_takes(bad: str) -> None:
     with pytest.raises(UsageError) as caught:
-        chat_params.changed(Wish(), ["top_p=0.5", bad])
+        params.changed(Wish(), ["top_p=0.5", bad])
     assert caught.value.code == "LK0870"
 
 
@@ -149,8 +150,8 @@ def test_a_setting_out_of_range_changes_nothing_and_says_what_it_takes(bad: str)
     )
 )
 def test_what_params_shows_it_reads(wish: Wish) -> None:
-    shown = [line.split()[0] for line in chat_params.shown(wish).splitlines()]
-    assert chat_params.changed(Wish(), shown) == wish
+    shown = [line.split()[0] for line in params.shown(wish).splitlines()]
+    assert params.changed(Wish(), shown) == wish
 
 
 @given(dialogues=st.lists(st.lists(TEXT.filter(str.strip), min_size=2, max_size=6), min_size=1, max_size=4))
@@ -165,12 +166,29 @@ def test_what_is_saved_is_what_clean_reads(tmp_path_factory: pytest.TempPathFact
         talk = Talk(Fake(), name="fake", system="sys" * (number % 2))
         for text in texts:
             talk.keep(talk.ask(text, Wish()), f"re: {text}")
-        written.append(talk.messages())
-        assert save(str(path), [talk.messages()]) == (number == 0)
+        written += talk.dialogues()
+        assert save(str(path), talk.dialogues()) == (number == 0)
     lines = [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
     assert [line["messages"] for line in lines] == written
     read = [formats.read(line, "saved") for line in lines]
     assert [list(record.messages) for record in read if isinstance(record, Record)] == written
+
+
+def test_an_exchange_is_saved_under_the_system_prompt_it_was_asked_under() -> None:
+    talk = Talk(Fake(), name="fake")
+    for system, text in (("", "a"), ("", "b"), ("Be brief.", "c")):
+        talk.system = system
+        talk.keep(talk.ask(text, Wish()), text.upper())
+    assert [[one["content"] for one in dialogue] for dialogue in talk.dialogues()] == [
+        ["a", "A", "b", "B"],
+        ["Be brief.", "c", "C"],
+    ]
+
+
+def test_a_place_that_cannot_be_written_loses_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:  # which the talk goes on after
+        save(str(tmp_path / "no such folder" / "x.jsonl"), [[{"role": "user", "content": "a"}]])
+    assert caught.value.code == "LK0872"
 
 
 def test_a_saved_dialogue_is_cleaned_to_a_dataset(tmp_path: Path) -> None:
@@ -178,7 +196,7 @@ def test_a_saved_dialogue_is_cleaned_to_a_dataset(tmp_path: Path) -> None:
     for number in range(40):
         talk.forget()
         talk.keep(talk.ask(f"问题 {number * 7919}？", Wish()), f"答案是 {number * 104729}。")
-        save(str(tmp_path / "chats.jsonl"), [talk.messages()])
+        save(str(tmp_path / "chats.jsonl"), talk.dialogues())
     arguments = [
         "clean",
         "--input",
@@ -299,15 +317,17 @@ def test_a_gguf_answers_at_a_terminal_and_outlives_ctrl_c(tiny_gguf: Callable[[s
     with Terminal(script) as terminal:
         terminal.until("> ", seconds=120)
         terminal.type("/params max_tokens=8\nhello\n")
-        # A control key goes to whatever waits for input: the prompt, once it is there.
+        # A control key goes to whatever waits for input: the prompt, once it is there and readline listens.
         terminal.until("tokens/s", seconds=120)
         terminal.until("> ")
+        time.sleep(0.5)
         terminal.type("\x03")
         terminal.until("Ctrl-D or /quit leaves")
         terminal.until("> ")
         terminal.type("again\n")
         terminal.until("tokens/s", seconds=120)
         terminal.until("> ")
+        time.sleep(0.5)
         terminal.type("\x04")
         code, rest = terminal.end()
     assert (code, "Traceback" in rest) == (0, False)

@@ -5,8 +5,8 @@ import contextlib
 import pytest
 
 from llmkit.errors import MachineError, UsageError
-from llmkit.serve import listening, running
-from llmkit.serve.door import is_loopback
+from llmkit.serve.http import listening, running
+from llmkit.serve.http.door import is_loopback
 from tests.serve.served import Echo, serving
 
 

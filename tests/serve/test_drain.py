@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from llmkit.serve import running
+from llmkit.serve.http import running
 from tests.serve.served import Echo, chat, eventually, serving
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +110,7 @@ def test_health_tells_that_it_drains_until_the_last_answer() -> None:
 def test_health_tells_that_the_model_is_loading_and_a_signal_ends_that() -> None:
     script = """
 import contextlib, sys, time
-from llmkit.serve import running, listening
+from llmkit.serve.http import running, listening
 from tests.serve.served import Echo
 real = listening.url
 def told(*given):

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llmkit.data import sensitive
-from llmkit.serve.screen import Screen, Words
+from llmkit.serve.http.screen import Screen, Words
 
 # Few characters, so that words meet, overlap and stand inside each other; letters have edges, Han and signs have none.
 ALPHABET = "abA 坏蛋-ς"

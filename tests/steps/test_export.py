@@ -96,8 +96,11 @@ def test_a_file_on_the_bases_grid_loses_the_fine_tune_and_the_adapter_over_it_ke
     assert "adapter.gguf" in card
     assert model_file.startswith("FROM ./model-q8_0.gguf\n")  # the smallest that kept it
     assert "<|im_end|>" in model_file
-    written = read.metadata(tmp_path / "model-q4_0.gguf")
+    written, base = (read.metadata(tmp_path / f"{stem}-q4_0.gguf") for stem in ("model", "base"))
     assert written["general.base_model.0.version"] == inputs["base"].fingerprint
+    assert written["general.name"].endswith(", fine-tuned")
+    assert base["llmkit.fingerprint"] == inputs["base"].fingerprint, "the base under the LoRA is the base, and says so"
+    assert "fine-tuned" not in base["general.name"]
     assert written["llmkit.fingerprint"] == inputs["model"].fingerprint
 
 

@@ -5,10 +5,12 @@ Knows messages, tokens and threads; nothing of terminals.
 
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from queue import SimpleQueue
 
 from llmkit.errors import DataError
@@ -41,7 +43,7 @@ class Talk:
 
     def __init__(self, speaker: Speaker, *, name: str, system: str = "") -> None:
         self.speaker, self.name, self.system = speaker, name, system
-        self._said: list[tuple[str, str]] = []
+        self._said: list[tuple[str, str, str]] = []  # the system prompt it was asked under, question, answer
         self._first = 0  # exchanges before it no longer fit the context
 
     def ask(self, text: str, wish: Wish) -> Asked:
@@ -72,22 +74,28 @@ class Talk:
         """Remember an exchange; returns how many older ones the model no longer sees because of it."""
         dropped = asked.first - self._first
         self._first = asked.first
-        self._said.append((asked.text, answer))
+        self._said.append((self.system, asked.text, answer))
         return dropped
 
     def forget(self) -> None:
         """Start anew; the system prompt stays."""
         self._said, self._first = [], 0
 
-    def messages(self) -> list[Message]:
-        """Everything said, also what no longer fits; empty where nothing was."""
-        return self._messages(0, None) if self._said else []
+    def dialogues(self) -> list[list[Message]]:
+        """Everything said, also what no longer fits: a dialogue for each system prompt it was said under, in turn."""
+        parts = groupby(self._said, key=itemgetter(0))
+        return [_dialogue(system, [one[1:] for one in said]) for system, said in parts]
 
-    def _messages(self, first: int, text: str | None) -> list[Message]:
-        found = [{"role": "system", "content": self.system}] if self.system else []
-        for question, answer in self._said[first:]:
-            found += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        return [*found, {"role": "user", "content": text}] if text is not None else [*found]
+    def _messages(self, first: int, text: str) -> list[Message]:
+        said = [one[1:] for one in self._said[first:]]
+        return [*_dialogue(self.system, said), {"role": "user", "content": text}]
+
+
+def _dialogue(system: str, said: Iterable[tuple[str, str]]) -> list[Message]:
+    found: list[Message] = [{"role": "system", "content": system}] if system else []
+    for question, answer in said:
+        found += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return found
 
 
 def listen(talks: Sequence[Talk], asked: Sequence[Asked]) -> Generator[Heard, None, None]:

@@ -11,13 +11,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from llmkit import errors, progress
-from llmkit.serve import metrics, replies
-from llmkit.serve.bodies import Bodies
-from llmkit.serve.completing import Completing
-from llmkit.serve.desk import Desk
-from llmkit.serve.door import Door
-from llmkit.serve.refusal import RefusalError
-from llmkit.serve.served import Served
+from llmkit.serve.http import metrics, replies
+from llmkit.serve.http.bodies import Bodies
+from llmkit.serve.http.completing import Completing
+from llmkit.serve.http.desk import Desk
+from llmkit.serve.http.door import Door
+from llmkit.serve.http.refusal import RefusalError
+from llmkit.serve.http.served import Served
 
 
 def build(desk: Desk, *, key: str | None, host: str) -> Starlette:

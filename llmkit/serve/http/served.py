@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from llmkit.errors import LlmkitError
-from llmkit.serve import refusal
-from llmkit.serve.admission import FullError, Gate
-from llmkit.serve.answering import Answering
-from llmkit.serve.asked import Asked
-from llmkit.serve.metrics import Metrics
-from llmkit.serve.refusal import RefusalError
-from llmkit.serve.screen import Screen, Words
+from llmkit.serve.http import refusal
+from llmkit.serve.http.admission import FullError, Gate
+from llmkit.serve.http.answering import Answering
+from llmkit.serve.http.asked import Asked
+from llmkit.serve.http.metrics import Metrics
+from llmkit.serve.http.refusal import RefusalError
+from llmkit.serve.http.screen import Screen, Words
 from llmkit.serve.speaker import Message, Piece, Speaker, Wish
 
 CONTENT_FILTER = "content_filter"

@@ -15,8 +15,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmkit import progress
-from llmkit.serve.desk import Desk
-from llmkit.serve.refusal import RefusalError
+from llmkit.serve.http.desk import Desk
+from llmkit.serve.http.refusal import RefusalError
 
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 _WATCHING = ("/health", "/metrics")

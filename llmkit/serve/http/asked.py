@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from llmkit.serve import refusal
-from llmkit.serve.refusal import RefusalError
+from llmkit.serve.http import refusal
+from llmkit.serve.http.refusal import RefusalError
 from llmkit.serve.speaker import Message, Wish
 
 MAX_CHOICES = 8

@@ -3,11 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from llmkit.serve.admission import Gate
-from llmkit.serve.metrics import Metrics
-from llmkit.serve.refusal import RefusalError
-from llmkit.serve.screen import Words
-from llmkit.serve.served import Served
+from llmkit.serve.http.admission import Gate
+from llmkit.serve.http.metrics import Metrics
+from llmkit.serve.http.refusal import RefusalError
+from llmkit.serve.http.screen import Words
+from llmkit.serve.http.served import Served
 from llmkit.serve.speaker import Speaker
 
 _LOADING_SECONDS = 5  # for a client to wait before it asks again

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from starlette.types import Receive
 
-from llmkit.serve.refusal import RefusalError
+from llmkit.serve.http.refusal import RefusalError
 
 MAX_BODY = 4 << 20  # bytes: several times what the longest contexts of today hold
 _TOTAL = 64 << 20  # bytes of bodies that are being read or answered

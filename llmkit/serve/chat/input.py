@@ -5,7 +5,7 @@ import sys
 from typing import TextIO
 
 from llmkit.errors import DataError
-from llmkit.serve.chat_screen import sound
+from llmkit.serve.chat.screen import sound
 
 MOST_CHARACTERS = 1_000_000  # of one message: far more than any context
 _BLOCK = '"""'

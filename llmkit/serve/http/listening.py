@@ -14,7 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from llmkit.errors import MachineError, UsageError
-from llmkit.serve.door import is_loopback
+from llmkit.serve.http.door import is_loopback
 
 _BACKLOG = 1024
 _CONNECTIONS = 512  # more get 503 from uvicorn: each is a file descriptor, of which a process has 1,024 by default

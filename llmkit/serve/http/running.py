@@ -16,10 +16,10 @@ from typing import Any
 
 from llmkit import progress
 from llmkit.errors import MachineError, UsageError
-from llmkit.serve import app, listening
-from llmkit.serve.desk import Desk
-from llmkit.serve.metrics import Metrics
-from llmkit.serve.screen import Words
+from llmkit.serve.http import app, listening
+from llmkit.serve.http.desk import Desk
+from llmkit.serve.http.metrics import Metrics
+from llmkit.serve.http.screen import Words
 from llmkit.serve.speaker import Speaker
 
 _TICK = 0.05  # seconds

@@ -13,13 +13,13 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from llmkit.serve import asked, replies
-from llmkit.serve.asked import Asked
-from llmkit.serve.bodies import Bodies, GoneError
-from llmkit.serve.desk import Desk
-from llmkit.serve.refusal import RefusalError
-from llmkit.serve.replies import Envelope, Said, Shape, Usage
-from llmkit.serve.served import Prompt, Served
+from llmkit.serve.http import asked, replies
+from llmkit.serve.http.asked import Asked
+from llmkit.serve.http.bodies import Bodies, GoneError
+from llmkit.serve.http.desk import Desk
+from llmkit.serve.http.refusal import RefusalError
+from llmkit.serve.http.replies import Envelope, Said, Shape, Usage
+from llmkit.serve.http.served import Prompt, Served
 from llmkit.serve.speaker import Wish
 
 # Proxies such as nginx would hold a stream back.

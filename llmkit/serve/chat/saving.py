@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmkit.errors import DataError, MachineError
+from llmkit.errors import DataError
 from llmkit.serve.speaker import Message
 
 _LONGEST_LINE = 1 << 24  # bytes of a file's last line that are read to see what it is
@@ -15,8 +15,7 @@ def save(place: str, dialogues: Sequence[Sequence[Message]]) -> bool:
     """Write one line for each dialogue at the end of a file of dialogues, or to a new file; tells whether it was new.
 
     Raises:
-        DataError: the file is there and holds something else.
-        MachineError: it cannot be written.
+        DataError: the file is there and holds something else, or it cannot be written: what was said is not lost by that.
     """
     try:
         path = Path(place).expanduser()
@@ -30,7 +29,7 @@ def save(place: str, dialogues: Sequence[Sequence[Message]]) -> bool:
             stream.write(lines.encode())
     except (OSError, RuntimeError, ValueError) as error:  # no such home; a name that no file can have
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise MachineError(f"cannot save: {why}", code="LK0872", where=place, next="name another file") from None
+        raise DataError(f"cannot save: {why}", code="LK0872", where=place, next="name another file") from None
     return new
 
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 
 from llmkit import telling
 from llmkit.errors import UsageError
-from llmkit.serve import chat_params
-from llmkit.serve.chat_input import Piped, Typed
-from llmkit.serve.chat_saving import save
-from llmkit.serve.chat_screen import NARROWEST, Columns, calm, sound
-from llmkit.serve.chat_talk import Asked, Heard, Talk, listen
+from llmkit.serve.chat import params
+from llmkit.serve.chat.input import Piped, Typed
+from llmkit.serve.chat.saving import save
+from llmkit.serve.chat.screen import NARROWEST, Columns, calm, sound
+from llmkit.serve.chat.talk import Asked, Heard, Talk, listen
 from llmkit.serve.speaker import Speaker, Wish
 
 _HELP = """\
@@ -203,7 +203,7 @@ class _Chat:
     def save(self, place: str) -> None:
         if not place:
             raise UsageError("/save needs the name of a file", code="LK0870", next="such as /save chats.jsonl")
-        dialogues = [found for talk in self.talks if (found := talk.messages())]
+        dialogues = [one for talk in self.talks for one in talk.dialogues()]
         if not dialogues:
             raise UsageError("nothing was said yet", code="LK0870", where="/save")
         new = save(place, dialogues)
@@ -212,8 +212,8 @@ class _Chat:
         )
 
     def params(self, text: str) -> None:
-        self.wish = chat_params.changed(self.wish, text.split())
-        _tell(chat_params.shown(self.wish))
+        self.wish = params.changed(self.wish, text.split())
+        _tell(params.shown(self.wish))
 
     def help(self, _: str) -> None:
         _tell(_HELP)
