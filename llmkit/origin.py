@@ -353,7 +353,8 @@ def _hub(wanted: _Wanted, reference: str, *, label: str, hub: str, default: str)
         return found if wanted.is_whole(found) else None
 
     def fetch() -> Artifact:
-        progress.note(f"downloading {label}")
+        if not hubs.offline():
+            progress.note(f"downloading {label}")
         found = found_in(snapshot(repo, wanted.files, local=False))
         if found is None:
             what = f"this {wanted.noun} holds no file that is safe to read"

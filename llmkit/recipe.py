@@ -262,7 +262,8 @@ def _explain(schema: type[BaseModel], problem: Mapping[str, Any], lines: Mapping
     place = f" (line {lines[key]})" if key in lines else ""
     if problem["type"] == "extra_forbidden":
         known = _keys_at(schema, path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        inside = [".".join((*path[:-1], name, path[-1])) for name in known if path[-1] in _keys_at(schema, [*path[:-1], name])]
+        near = inside[:1] or difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         return f"unknown key {key!r}{place}" + (f", did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}")
     if problem["type"] == "missing":
         return f"{key!r} is missing"

@@ -37,6 +37,10 @@ def test_scientific_notation_is_a_number_and_one_quantization_is_a_list(tmp_path
         (GOOD.replace("rank: 8", "rnak: 8"), r"unknown key 'finetune.lora.rnak' \(line 7\), did you mean 'rank'"),
         (GOOD.replace("quantize", "quantise"), r"unknown key 'quantise' \(line 8\), did you mean 'quantize'"),
         (GOOD.replace("bits: 4", "bit: 4"), "did you mean 'bits'"),
+        (
+            "name: x\nmodel: y\nfinetune: {rank: 3}",
+            r"unknown key 'finetune.rank' \(line 3\), did you mean 'finetune.lora.rank'",
+        ),
         (GOOD.replace("rank: 8", "rank: many"), r"'finetune.lora.rank' \(line 7\).*valid integer.*'many'"),
         (GOOD.replace("bits: 4", "bits: 3"), "got 3"),
         (GOOD + "name: other\n", "name is given twice"),

@@ -86,7 +86,7 @@ def test_draws_follow_the_distribution(top_p: float) -> None:
     expected[outside] = 0
     expected /= expected.sum()
     draws = torch.linspace(0, 1, 20_001)[:-1]
-    chosen = decode._choose(logits.expand(20_000, -1), Decoding(1, temperature=0.8, top_p=top_p), draws)
+    chosen = decode.choose(logits.expand(20_000, -1), Decoding(1, temperature=0.8, top_p=top_p), draws)
     found = torch.bincount(chosen, minlength=VOCABULARY) / 20_000
     assert float((found - expected).abs().max()) < 1e-3
     assert not found[outside].any()
@@ -95,7 +95,7 @@ def test_draws_follow_the_distribution(top_p: float) -> None:
 def test_a_flat_distribution_is_not_cut_at_the_tokens_looked_at_first() -> None:
     size = 4 * decode.NUCLEUS
     draws = torch.tensor([0.0, 0.5, 0.999])
-    chosen = decode._choose(torch.zeros(3, size), Decoding(1, temperature=1.0, top_p=0.9), draws)
+    chosen = decode.choose(torch.zeros(3, size), Decoding(1, temperature=1.0, top_p=0.9), draws)
     assert len(set(chosen.tolist())) == 3
     _, tokens = decode._nucleus(torch.full((1, size), 1 / size), 0.9)
     assert tokens.shape[-1] == size
