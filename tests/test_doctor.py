@@ -337,7 +337,7 @@ def test_a_hub_out_of_reach_is_a_warning_with_the_mirror_as_its_remedy(monkeypat
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
         found = hub_says(monkeypatch, tmp_path, HF_ENDPOINT=address, MODELSCOPE_ENDPOINT="not-an-address", HF_TOKEN=TOKEN)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 8  # it would wait for ever
     assert [one.level for one in found] == ["warning", "note"]
     assert "HF_ENDPOINT" in found[0].mend
     assert "does not begin with https://" in found[1].what

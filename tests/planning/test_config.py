@@ -38,7 +38,7 @@ def test_an_unknown_model_without_a_network_is_refused_at_once(monkeypatch: pyte
     with pytest.raises(MachineError) as caught:
         config.find("nobody/nothing")
     assert "config.json" in caught.value.next
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 10  # huggingface_hub alone retries for 23 s
 
 
 @pytest.mark.parametrize("name", ["", "nothing", "./nowhere", "a/b/c", "modelscope:x", "demo:none"])

@@ -91,7 +91,7 @@ def test_a_second_signal_or_the_end_of_its_time_drops_the_rest(drain_seconds: fl
             process.send_signal(signal.SIGTERM)
             time.sleep(0.2)
         assert process.wait(timeout=10) == 0
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 4.5
         assert process.stdout
         assert json.loads(process.stdout.read())["cut"] > 0
         assert sum(answer.exception(timeout=10) is not None for answer in answers) > 0
